@@ -1,0 +1,142 @@
+"The package as people get it: what the wheel holds, what importing it does, and that it works away from the source tree."
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+import zipfile
+from configparser import ConfigParser
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from check import copy_tree
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted((ROOT / "wikidpo").glob("[!_]*.py"))
+ENV = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+
+def settings() -> dict:
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return config["DEFAULT"]
+
+
+def python(code: str, **kwargs) -> str:
+    "Run `code` in a fresh interpreter at the root of the tree."
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENV, capture_output=True, text=True, **kwargs)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    "The wheel built from the sdist that is built from a copy of the tree."
+    tmp = tmp_path_factory.mktemp("build")
+    tree = copy_tree(ROOT, tmp / "tree")
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp / "dist"), str(tree)],
+        capture_output=True, text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next((tmp / "dist").glob("*.whl"))
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel, tmp_path):
+    source = copy_tree(ROOT, tmp_path / "tree") / "wikidpo"
+    wanted = {"wikidpo/" + p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()}
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {n for n in names if ".dist-info/" not in n} == wanted
+    assert any(n.startswith("wikidpo/data/") for n in names)
+    assert any(re.fullmatch(r"wikidpo/profiles/\w+\.yaml", n) for n in names)
+    assert wheel.stat().st_size < 12e6
+
+
+def test_wheel_metadata_comes_from_settings(wheel):
+    cfg, archive = settings(), zipfile.ZipFile(wheel)
+    info = f"wikidpo-{cfg['version']}.dist-info"
+    meta = metadata.PathDistribution(zipfile.Path(archive, info + "/"))
+    assert meta.version == cfg["version"]
+    assert meta.metadata["License-Expression"] == "Apache-2.0"
+    assert meta.metadata["Requires-Python"] == ">=3.10"
+    assert {"dev", "lab", "teacher"} <= set(meta.metadata.get_all("Provides-Extra"))
+    assert any("jupyterlab" in r and "dev" in r for r in meta.requires)
+    assert {(e.group, e.name, e.value) for e in meta.entry_points} == {
+        ("console_scripts", "wikidpo", "wikidpo.cli:main"),
+        ("nbdev", "wikidpo", "wikidpo._modidx:d"),
+    }
+    assert "Apache License" in archive.read(f"{info}/licenses/LICENSE").decode()
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_imports_are_declared(path):
+    "Whatever a module imports is in the standard library or among `requirements`; the tools that nbdev needs are not."
+    declared = {canonical(re.match(r"[\w.-]+", r)[0]) for r in settings()["requirements"].split()}
+    owners = metadata.packages_distributions()
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            imported.add(node.module.split(".")[0])
+    third_party = imported - set(sys.stdlib_module_names) - {"wikidpo"}
+    undeclared = {name for name in third_party if not {canonical(d) for d in owners.get(name, [])} & declared}
+    assert not undeclared - {"vllm"}, f"not in settings.ini: {undeclared}"
+
+
+def test_import_is_light():
+    "`import wikidpo` takes under a second and brings no torch along."
+    code = "import time; t = time.perf_counter(); import wikidpo, sys; print(time.perf_counter() - t, 'torch' in sys.modules)"
+    seconds, torch = zip(*(python(code).split() for _ in range(3)))
+    assert min(map(float, seconds)) < 1
+    assert set(torch) == {"False"}
+
+
+def test_imports_touch_no_network():
+    "Importing every module opens no connection and looks up no name."
+    names = [f"wikidpo.{p.stem}" for p in MODULES]
+    code = f"""
+import importlib, sys
+def hook(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"):
+        raise SystemExit(f"{{event}} {{args[1:]}}")
+sys.addaudithook(hook)
+for name in {names!r}: importlib.import_module(name)
+"""
+    python(code, timeout=120)
+
+
+@pytest.mark.slow
+def test_installed_wheel_runs_the_lesson(wheel, tmp_path):
+    "The wheel in an environment without the source tree, in an empty folder."
+    home, empty = tmp_path / "env", tmp_path / "empty"
+    empty.mkdir()
+    venv.create(home, with_pip=True)
+    bin_dir = home / "bin"
+    subprocess.run([bin_dir / "python", "-m", "pip", "install", "-qq", "--no-deps", wheel], check=True, env=ENV)
+    # What wikidpo depends on is lent from this environment, after the new one's own packages. A path named in a .pth
+    # file has its own .pth files ignored, so an editable wikidpo does not come along.
+    (own,) = home.glob("lib/python3*/site-packages")
+    lent = [p for p in sys.path if p.endswith(("site-packages", "dist-packages"))]
+    (own / "lent.pth").write_text("\n".join(lent) + "\n")
+
+    where = subprocess.run(
+        [bin_dir / "python", "-c", "import wikidpo; print(wikidpo.__file__)"],
+        cwd=empty, env=ENV, check=True, capture_output=True, text=True,
+    )
+    assert Path(where.stdout.strip()).is_relative_to(home)
+
+    done = subprocess.run([bin_dir / "wikidpo", "lesson"], cwd=empty, env=ENV | {"WANDB_MODE": "offline"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((empty / "runs/lesson/summary.json").read_text())
+    assert {"mine", "train", "judge"} <= set(summary)
+    assert "<html" in (empty / "runs/lesson/report.html").read_text(encoding="utf-8")
+    assert [p.name for p in empty.iterdir()] == ["runs"], "the lesson leaves files outside runs/"

@@ -1,0 +1,60 @@
+"""README.md from nbs/index.ipynb: `readme.py` writes it, `readme.py --check` says whether it is in step.
+
+Markdown cells are taken as they are, code cells and their printed output become fenced blocks, cells with `#| hide`
+are dropped. Relative links point from nbs/ in the notebook and from the root in README.md.
+"""
+import json
+import re
+import sys
+from pathlib import Path
+from posixpath import normpath
+
+NOTE = "<!-- Written by tools/readme.py from nbs/index.ipynb: edit that notebook, then run `make readme`. -->"
+# [text](target), ![alt](target), src="target", href="target", where target is neither an URL nor an #anchor
+LINK = re.compile(r'(\]\(|\b(?:src|href)=")(?!\w+:|#)([^)"\s#]+)')
+
+
+def fenced(text: str, language: str = "") -> str:
+    return f"```{language}\n{text.rstrip()}\n```"
+
+
+def printed(output: dict) -> str:
+    "The text of one output. A figure belongs in images/, where README.md can show it."
+    text = output.get("text") or output.get("data", {}).get("text/plain")
+    if text is None or any(kind.startswith("image/") for kind in output.get("data", {})):
+        raise SystemExit("error: nbs/index.ipynb: README.md can show text output only; save the figure in images/ and link to it")
+    return "".join(text)
+
+
+def blocks(cell: dict) -> list[str]:
+    "The Markdown blocks that one cell becomes."
+    source = "".join(cell["source"]).strip()
+    if re.search(r"^#\|\s*hide\b", source, re.M):
+        return []
+    if cell["cell_type"] == "markdown":
+        return [LINK.sub(lambda m: m[1] + normpath("nbs/" + m[2]), source)]
+    code = re.sub(r"^#\|.*\n?", "", source, flags=re.M)
+    output = "".join(map(printed, cell.get("outputs", [])))
+    return [fenced(code, "python")] * bool(code.strip()) + [fenced(output)] * bool(output)
+
+
+def render(notebook: dict) -> str:
+    return "\n\n".join([NOTE, *(b for cell in notebook["cells"] for b in blocks(cell))]) + "\n"
+
+
+def problems(root: Path) -> list[str]:
+    "What is wrong with root/README.md: out of step with the notebook, or links that lead nowhere."
+    text = render(json.loads((root / "nbs/index.ipynb").read_text(encoding="utf-8")))
+    readme = root / "README.md"
+    found = []
+    if not readme.exists() or readme.read_text(encoding="utf-8") != text:
+        found.append("README.md is not what nbs/index.ipynb says: run `make readme`")
+    targets = {m[2] for m in LINK.finditer(text)}
+    return found + [f"README.md links to {t}, which does not exist" for t in sorted(targets) if not (root / t).exists()]
+
+
+if __name__ == "__main__":
+    root = Path(__file__).parent.parent
+    if "--check" in sys.argv[1:]:
+        sys.exit("\n".join(problems(root)) or None)
+    (root / "README.md").write_text(render(json.loads((root / "nbs/index.ipynb").read_text(encoding="utf-8"))), encoding="utf-8")
