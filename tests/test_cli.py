@@ -1,0 +1,120 @@
+"Bad input through the real command: one line on stderr, exit status 2, and nothing written"
+import json, subprocess, sys
+import pytest, torch
+from wikidpo.cli import main
+from wikidpo.files import read_jsonl
+from wikidpo.miniwiki import DATA
+from wikidpo.model import GPT, GPTConfig, save_checkpoint
+
+def fails(capsys, *words):
+    "The one line that the command prints before it leaves with status 2"
+    with pytest.raises(SystemExit) as e: main([str(w) for w in words])
+    err = capsys.readouterr().err.strip()
+    assert e.value.code == 2, err
+    assert err.startswith("error: ") and "\n" not in err, err
+    return err
+
+@pytest.fixture
+def pairs(tmp_path):
+    "A function that writes pairs.jsonl from lines and returns its path"
+    def write(*lines):
+        p = tmp_path/"pairs.jsonl"
+        p.write_text("".join((l if isinstance(l, str) else json.dumps(l)) + "\n" for l in lines))
+        return p
+    return write
+
+GOOD = {"prompt": "What is the capital of Peru?", "chosen": "Lima.", "rejected": "Rome."}
+
+@pytest.mark.parametrize("lines, says", [
+    ([GOOD, '{"prompt": "What'], "pairs.jsonl:2: broken JSON"),
+    ([GOOD, {"prompt": "x", "chosen": "y"}], "pairs.jsonl:2: the field 'rejected' is missing"),
+    ([GOOD | {"chosen": ""}], "pairs.jsonl:1: the field 'chosen' is empty"),
+    ([GOOD, GOOD, GOOD | {"rejected": "Lima."}], "pairs.jsonl:3: chosen and rejected are the same text"),
+    ([GOOD | {"prompt": "word " * 400}], "pairs.jsonl:1: the prompt has"),
+    ([], "pairs.jsonl: holds no pairs"),
+])
+def test_bad_pairs(capsys, tmp_path, pairs, lines, says):
+    assert says in fails(capsys, "train", "--pairs", pairs(*lines), "--out", tmp_path/"run", "--wandb", "disabled")
+    assert not (tmp_path/"run").exists()
+
+def test_missing_pairs_file_is_named(capsys, tmp_path):
+    assert "pairs.jsonl: no such file" in fails(capsys, "train", "--out", tmp_path/"run")
+
+@pytest.mark.parametrize("flags, says", [
+    (["--beta", "0"], "beta"), (["--beta", "-1"], "beta"), (["--lr", "0"], "train.lr"), (["--loss", "ppo"], "ppo"), (["--precision", "fp8"], "train.precision"),
+])
+def test_bad_numbers(capsys, tmp_path, pairs, flags, says):
+    assert says in fails(capsys, "train", "--pairs", pairs(GOOD), "--out", tmp_path/"run", *flags)
+    assert not (tmp_path/"run").exists()
+
+def test_checkpoint_missing_corrupt_or_of_another_size(capsys, tmp_path, pairs):
+    p = pairs(GOOD)
+    train = lambda ckpt: fails(capsys, "train", "--pairs", p, "--out", tmp_path/"run", "--checkpoint", ckpt)
+    assert "none.pt: no such checkpoint" in train(tmp_path/"none.pt")
+    (tmp_path/"torn.pt").write_bytes(b"PK\3\4 this is no zip file")
+    assert "torn.pt: not a checkpoint" in train(tmp_path/"torn.pt")
+    (tmp_path/"torn.safetensors").write_bytes((DATA/"model.safetensors").read_bytes()[:100_000])
+    assert "torn.safetensors: not a checkpoint" in train(tmp_path/"torn.safetensors")
+    save_checkpoint(tmp_path/"big.pt", GPT(GPTConfig(vocab_size=4096, block_size=64, n_layer=1, n_head=2, n_embd=16, ffn_dim=32)))
+    assert "4096 symbols, the tokenizer 2048" in train(tmp_path/"big.pt")
+    assert not (tmp_path/"run").exists()
+
+def test_tokenizer_missing_or_without_special_tokens(capsys, tmp_path, pairs):
+    p = pairs(GOOD)
+    train = lambda tok: fails(capsys, "train", "--pairs", p, "--out", tmp_path/"run", "--tokenizer", tok)
+    assert "none.json: no such tokenizer" in train(tmp_path/"none.json")
+    tok = json.loads((DATA/"tokenizer.json").read_text())
+    tok["added_tokens"] = []
+    for s in ("<|user|>", "<|end|>"): tok["model"]["vocab"].pop(s)
+    (tmp_path/"plain.json").write_text(json.dumps(tok))
+    assert "lacks the special tokens <|user|> <|end|>" in train(tmp_path/"plain.json")
+
+def test_unreachable_teacher_names_url_and_remedy(capsys, tmp_path):
+    err = fails(capsys, "mine", "--teacher.url", "http://127.0.0.1:9/v1", "--out", tmp_path/"run", "--n-prompts", "4")
+    assert "http://127.0.0.1:9/v1" in err and "wikidpo teacher" in err
+    assert not (tmp_path/"run").exists()
+
+def test_prompt_that_does_not_fit_is_named(capsys, tmp_path):
+    (tmp_path/"p.jsonl").write_text(json.dumps({"prompt": "word " * 300}) + "\n")
+    assert "prompt 1 is too long" in fails(capsys, "mine", "--prompts", tmp_path/"p.jsonl", "--out", tmp_path/"run")
+    assert not (tmp_path/"run").exists()
+
+def test_folder_that_holds_another_run(capsys, tmp_path, pairs):
+    p = pairs(GOOD)
+    train = ["train", "--pairs", p, "--out", tmp_path/"run", "--wandb", "disabled"]
+    main([str(w) for w in train])
+    before = {f.name: f.read_bytes() for f in (tmp_path/"run").iterdir()}
+    assert "holds another run (train.beta is 0.1 there, 0.5 here)" in fails(capsys, *train, "--beta", "0.5")
+    assert {f.name: f.read_bytes() for f in (tmp_path/"run").iterdir()} == before
+    (tmp_path/"notes.txt").write_text("mine")
+    assert "is no run folder" in fails(capsys, "mine", "--out", tmp_path)
+
+def test_config_file_with_a_misspelt_key(capsys, tmp_path):
+    (tmp_path/"c.yaml").write_text("train:\n  btea: 0.5\n")
+    assert "train: unknown key 'btea'; did you mean 'beta'?" in fails(capsys, "train", "--config", tmp_path/"c.yaml")
+    (tmp_path/"c.yaml").write_text("train:\n  epochs: many\n")
+    assert "train.epochs" in fails(capsys, "train", "--config", tmp_path/"c.yaml")
+    assert "no profile 'gpu'" in fails(capsys, "lesson", "--profile", "gpu")
+
+def test_report_of_no_run(capsys, tmp_path):
+    assert str(tmp_path/"nothing") in fails(capsys, "report", "--out", tmp_path/"nothing")
+
+@pytest.mark.parametrize("verb", ["lesson", "teacher", "sft", "mine", "train", "judge", "report"])
+def test_help_explains_every_flag(capsys, verb):
+    with pytest.raises(SystemExit) as e: main([verb, "--help"])
+    out = capsys.readouterr().out
+    assert e.value.code == 0 and f"wikidpo {verb}" in out and "--out" in out
+    if verb == "train": assert "strength of the KL leash" in out and "0.1" in out
+
+def test_the_installed_command_fails_in_one_line(tmp_path):
+    r = subprocess.run([sys.executable, "-c", "from wikidpo.cli import main; main()", "train", "--out", str(tmp_path/"run"), "--checkpoint", "none.pt"], capture_output=True, text=True)
+    assert r.returncode == 2 and r.stderr.strip() == "error: none.pt: no such checkpoint"
+
+def test_train_writes_a_whole_run(tmp_path):
+    main(["train", "--pairs", str(DATA/"pairs.jsonl"), "--out", str(tmp_path/"run"), "--wandb", "offline", "--epochs", "1", "--batch-size", "32", "--grad-accum", "4"])
+    run = tmp_path/"run"
+    metrics = read_jsonl(run/"metrics.jsonl", ["step", "loss", "reward/chosen", "reward/rejected", "reward/margin", "reward/accuracy", "lr", "grad_norm"])
+    assert abs(metrics[0]["loss"] - 0.693147) < 1e-6 and metrics[0]["reward/margin"] == 0
+    assert json.loads((run/"summary.json").read_text())["train"]["steps"] == len(metrics)
+    assert list((run/"wandb").glob("offline-run-*"))
+    assert set(torch.load(run/"dpo.pt", weights_only=True)) == {"model", "config"}
