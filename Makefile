@@ -10,7 +10,7 @@ VENV_FLAGS := $(if $(SYSTEM_TORCH),--system-site-packages)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lesson lab test test-slow export readme clean
+.PHONY: help install lesson lab test test-slow evidence export readme clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: install ## run every test: export, notebooks, README, pytest (ARGS="pytest
 
 test-slow: install ## run the tests that take longer
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+evidence: install ## measure the default run again: five seeds, and ten times the learning rate (about 12 minutes)
+	@$(BIN)/python tools/default_run.py
 
 export: install ## write wikidpo/ and README.md from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev_export

@@ -12,21 +12,27 @@ from wikidpo.sampling import TEMPS, UNIT, sample_k, sample_unit
 TOK, MODEL = load_tokenizer(DATA/"tokenizer.json"), load_checkpoint(DATA/"model.safetensors")
 
 def greedy(model, prompt, n):
-    "The most likely continuation of one prompt alone, the whole prefix at every step: (ids without the end, finished)"
-    ids = encode_prompt(TOK, prompt); start = len(ids)
+    "The most likely continuation of one prompt alone, the whole prefix at every step: (ids without the end, finished, closest race between two tokens)"
+    ids, race = encode_prompt(TOK, prompt), float("inf")
+    start = len(ids)
     with torch.no_grad():
         for _ in range(n):
-            nxt = model(torch.tensor([ids]))[0][0, -1].argmax().item()
-            if nxt == end_id(TOK): return ids[start:], True
-            ids = ids + [nxt]
-    return ids[start:], False
+            top, idx = model(torch.tensor([ids]))[0][0, -1].topk(2)
+            race = min(race, (top[0] - top[1]).item())
+            if idx[0] == end_id(TOK): return ids[start:], True, race
+            ids = ids + [idx[0].item()]
+    return ids[start:], False, race
+
+def agree(response, want):
+    "The same tokens, unless two of them were so close that rounding decides"
+    return (response.ids, response.finished) == want[:2] or want[2] < 1e-4
 
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=7), st.integers(1, 30))
 def test_greedy_is_identical_with_and_without_cache_in_any_ragged_batch(picks, max_new):
     asked = [prompts("eval")[i] for i in picks]
     out = sample_k(MODEL, TOK, asked, temps=(0,), max_new=max_new)
-    assert [(r.ids, r.finished) for g in out for r in g] == [greedy(MODEL, p, max_new) for p in asked]
+    assert all(agree(g[0], greedy(MODEL, p, max_new)) for g, p in zip(out, asked, strict=True))
 
 def test_a_model_behind_the_plain_contract_says_the_same():
     asked = prompts("eval")[:5]
@@ -69,4 +75,4 @@ def test_grouped_heads_sample_like_the_plain_loop():
     torch.manual_seed(0)
     m = GPT(GPTConfig(vocab_size=TOK.get_vocab_size(), block_size=128, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, ffn_dim=48)).eval()
     out = sample_k(m, TOK, prompts("eval")[:4], temps=(0,), max_new=10)
-    assert [(r.ids, r.finished) for g in out for r in g] == [greedy(m, p, 10) for p in prompts("eval")[:4]]
+    assert all(agree(g[0], greedy(m, p, 10)) for g, p in zip(out, prompts("eval")[:4], strict=True))

@@ -1,7 +1,7 @@
 """README.md from nbs/index.ipynb: `readme.py` writes it, `readme.py --check` says whether it is in step.
 
 Markdown cells are taken as they are, code cells and their printed output become fenced blocks, cells with `#| hide`
-are dropped. Relative links point from nbs/ in the notebook and from the root in README.md.
+are dropped, and of a cell with `#| echo: false` only the output is shown; Markdown output is taken as it is. Relative links point from nbs/ in the notebook and from the root in README.md.
 """
 import json
 import re
@@ -19,11 +19,13 @@ def fenced(text: str, language: str = "") -> str:
 
 
 def printed(output: dict) -> str:
-    "The text of one output. A figure belongs in images/, where README.md can show it."
+    "One output as a Markdown block. A figure belongs in images/, where README.md can show it."
+    if markdown := output.get("data", {}).get("text/markdown"):
+        return "".join(markdown).strip()
     text = output.get("text") or output.get("data", {}).get("text/plain")
     if text is None or any(kind.startswith("image/") for kind in output.get("data", {})):
         raise SystemExit("error: nbs/index.ipynb: README.md can show text output only; save the figure in images/ and link to it")
-    return "".join(text)
+    return fenced("".join(text))
 
 
 def blocks(cell: dict) -> list[str]:
@@ -34,8 +36,8 @@ def blocks(cell: dict) -> list[str]:
     if cell["cell_type"] == "markdown":
         return [LINK.sub(lambda m: m[1] + normpath("nbs/" + m[2]), source)]
     code = re.sub(r"^#\|.*\n?", "", source, flags=re.M)
-    output = "".join(map(printed, cell.get("outputs", [])))
-    return [fenced(code, "python")] * bool(code.strip()) + [fenced(output)] * bool(output)
+    echo = code.strip() and not re.search(r"^#\|\s*echo:\s*false\b", source, re.M)
+    return [fenced(code, "python")] * bool(echo) + [b for b in map(printed, cell.get("outputs", [])) if b]
 
 
 def render(notebook: dict) -> str:

@@ -31,20 +31,26 @@ class GPTConfig:
     ffn_dim:int=2560 # width inside the SwiGLU
     rope_theta:float=10000.0 # base of the rotary frequencies
     norm_eps:float=1e-5 # epsilon of RMSNorm
+    head_dim:int|None=None # width of a head; None: n_embd / n_head
+    tie:bool=True # the head is the embedding
+    rope_scaling:tuple|None=None # Llama 3's (factor, low, high, original length); None: plain RoPE
 
     def __post_init__(self):
-        self.n_kv_head = self.n_kv_head or self.n_head
-        if self.n_embd % self.n_head or self.n_head % self.n_kv_head or self.head_dim % 2:
+        self.n_kv_head, even = self.n_kv_head or self.n_head, self.head_dim or self.n_embd % self.n_head == 0
+        self.head_dim = self.head_dim or self.n_embd // self.n_head
+        if self.rope_scaling: self.rope_scaling = tuple(self.rope_scaling)
+        if not even or self.n_head % self.n_kv_head or self.head_dim % 2:
             raise UserError(f"n_embd {self.n_embd}, n_head {self.n_head}, n_kv_head {self.n_kv_head} do not divide evenly into even head widths")
-
-    @property
-    def head_dim(self): return self.n_embd // self.n_head
 
 # %% ../nbs/appendix/wikigpt.ipynb #d186529d
 def rope_tables(cfg): # a GPTConfig
     "cos and sin of every angle, each (block_size, head_dim / 2)"
-    freq = cfg.rope_theta ** (-torch.arange(0, cfg.head_dim, 2).float() / cfg.head_dim)   # (d/2,)
-    angle = torch.outer(torch.arange(cfg.block_size).float(), freq)                       # (block_size, d/2)
+    freq = 1 / cfg.rope_theta ** (torch.arange(0, cfg.head_dim, 2).float() / cfg.head_dim)  # (d/2,) radians a token
+    if cfg.rope_scaling:
+        factor, low, high, length = cfg.rope_scaling
+        keep = ((length * freq / (2 * math.pi) - low) / (high - low)).clamp(0, 1)             # 1 for a pair that turns often
+        freq = keep * freq + (1 - keep) * freq / factor
+    angle = torch.outer(torch.arange(cfg.block_size).float(), freq)                         # (block_size, d/2)
     return angle.cos(), angle.sin()
 
 def rotate(x, # (B, T, heads, d) queries or keys
@@ -121,19 +127,20 @@ class Block(nn.Module):
 
 # %% ../nbs/appendix/wikigpt.ipynb #96441195
 class GPT(nn.Module):
-    "WikiGPT; weights as in GPT-2's initialisation, the head tied to the embedding"
+    "WikiGPT; weights as in GPT-2's initialisation"
     def __init__(self, cfg): # GPTConfig
         super().__init__()
         self.cfg = cfg
         self.embed = nn.Embedding(cfg.vocab_size, cfg.n_embd)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.norm = nn.RMSNorm(cfg.n_embd, cfg.norm_eps)
+        if not cfg.tie: self.unembed = nn.Linear(cfg.n_embd, cfg.vocab_size, bias=False)
         for name, p in self.named_parameters():
             if p.dim() == 2: nn.init.normal_(p, std=0.02 / (math.sqrt(2 * cfg.n_layer) if name.endswith(("proj.weight", "down.weight")) else 1))
         for name, t in zip(("cos", "sin"), rope_tables(cfg)): self.register_buffer(name, t, persistent=False)
 
     def head(self, h): # (..., n_embd) hidden states -> (..., vocab_size) logits
-        return F.linear(h, self.embed.weight)
+        return F.linear(h, (self.embed if self.cfg.tie else self.unembed).weight)
 
     def hidden(self, ids, cache=None):
         "Hidden states (B, T, n_embd) after the last norm; with a cache, `ids` continue its rows at their own cursors"

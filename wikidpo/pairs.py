@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from .chat import encode_prompt
-from .files import JsonlWriter, UserError, read_jsonl, update_json, write_jsonl
+from .files import QUIET, JsonlWriter, UserError, read_jsonl, update_json, write_jsonl
 from .profiles import claim
 from .sampling import TEMPS, UNIT, open_policy, sample_unit
 from .teacher import JudgePool, ask_score, check_teacher
@@ -95,7 +95,7 @@ def mine(policy, # PolicyConfig
     write_jsonl(out/"responses.jsonl", [r for u in sorted(units) for r in units[u]])      # without a unit that was cut in the middle
     with JsonlWriter(out/"samples.jsonl") as samples, JsonlWriter(out/"responses.jsonl") as responses:
         scored = {(s["prompt_id"], s["k"]) for s in read_jsonl(samples.path)}
-        bar = tqdm(total=len(prompts) * k, initial=len(scored), unit="response", desc="mine", smoothing=.05)
+        bar = tqdm(total=len(prompts) * k, initial=len(scored), unit="response", desc="mine", smoothing=.05, disable=QUIET)
         def done(row, r): samples.write(row | {"score": r.value, "reply": r.reply or r.error}); bar.update()
         with bar, JudgePool(lambda row: ask_score(client, teacher.model, row["prompt"], row["text"]), done, teacher.concurrency) as pool:
             for u in range(n_units):

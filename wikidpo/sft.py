@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 
 from .chat import SPECIALS, encode_prompt, encode_response, render_prompt
-from .files import UserError, write_jsonl
+from .files import QUIET, UserError, write_jsonl
 from .miniwiki import QUALITIES, answer, find_fact, prompts
 from .model import GPT, GPTConfig, save_checkpoint
 
@@ -90,7 +90,7 @@ def sft(cfg, # SftConfig
     model = GPT(GPTConfig(tok.get_vocab_size(), cfg.block_size, cfg.n_layer, cfg.n_head, None, cfg.n_embd, cfg.ffn_dim))
     opt = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(.9, .95), weight_decay=0.)
     losses = []
-    with tqdm(total=cfg.steps, unit="step", desc="sft") as bar:
+    with tqdm(total=cfg.steps, unit="step", desc="sft", disable=QUIET) as bar:
         for step, (ids, targets) in zip(range(cfg.steps), sft_batches(tok, cfg, rng)):
             for g in opt.param_groups: g["lr"] = cfg.lr * min(1, (step + 1) / (cfg.warmup + 1)) * .5 * (1 + math.cos(math.pi * step / cfg.steps))
             keep = targets >= 0
