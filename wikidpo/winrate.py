@@ -14,7 +14,7 @@ from statistics import NormalDist, fmean
 import numpy as np
 from tqdm.auto import tqdm
 
-from .files import JsonlWriter, UserError, read_jsonl, update_json, write_jsonl
+from .files import QUIET, JsonlWriter, UserError, read_jsonl, update_json, write_jsonl
 from .miniwiki import find_fact, grade
 from .pairs import read_prompts
 from .profiles import claim
@@ -165,7 +165,7 @@ def compare(policy, # PolicyConfig
     def judge(row): return judge_both(client, teacher.model, row["prompt"], row["a"], row["b"])
     with JsonlWriter(out/"verdicts.jsonl") as f:
         done = {r["prompt_id"] for r in read_jsonl(f.path)}
-        bar = tqdm(total=len(prompts), initial=len(done), unit="prompt", desc="judge", disable=None)
+        bar = tqdm(total=len(prompts), initial=len(done), unit="prompt", desc="judge", disable=QUIET)
         def write(row, verdicts): f.write(row | verdicts); bar.update()
         with bar, JudgePool(judge, write, teacher.concurrency) as pool:
             for unit in range(-(-len(prompts)//UNIT)):
