@@ -8,6 +8,7 @@ from wikidpo.model import GPT, GPTConfig, save_checkpoint
 
 def fails(capsys, *words):
     "The one line that the command prints before it leaves with status 2"
+    capsys.readouterr()                                                       # what earlier commands printed
     with pytest.raises(SystemExit) as e: main([str(w) for w in words])
     err = capsys.readouterr().err.strip()
     assert e.value.code == 2, err
