@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Bare', 'VERBS', 'SECTIONS', 'LINES', 'Common', 'Mine', 'Train', 'Judge', 'Report', 'Lesson', 'Teacher', 'Sft',
-           'parse', 'table', 'main']
+           'Export', 'Import', 'parse', 'table', 'main']
 
 # %% ../nbs/appendix/cli.ipynb #5d8c95d0
 import os, sys
@@ -15,6 +15,7 @@ from typing import Annotated
 import tyro
 
 from .files import UserError
+from .hf import export, import_
 from .pairs import MineConfig, mine
 from .profiles import load_profile, section
 from .report import report
@@ -101,7 +102,29 @@ class Sft(Common):
         if self.out.exists() and any(self.out.iterdir()): raise UserError(f"{self.out}: is not empty; choose another --out")
         return {"sft": sft(self.sft, self.out)}
 
-VERBS = {"lesson": Lesson, "teacher": Teacher, "sft": Sft, "mine": Mine, "train": Train, "judge": Judge, "report": Report}
+@dataclass
+class Export(Common):
+    "Write a policy as a Hugging Face folder (LlamaForCausalLM) for transformers, TRL and vLLM"
+    out:Path=Path("exported") # folder to write; new or empty
+    source:Annotated[Path|None, tyro.conf.arg(name="run")]=None # run folder whose figures go into the model card
+    head_dim:int|None=None # make the heads so wide, which changes nothing but suits a server that has code for some widths only
+    policy:Annotated[PolicyConfig, Bare]=None
+
+    def run(self):
+        cfg = export(self.policy.checkpoint, self.policy.tokenizer, self.out, self.source, self.policy.model_py, self.head_dim)
+        print(f"exported: {self.out}, {cfg.n_layer} layers of width {cfg.n_embd}, {cfg.n_head} heads of width {cfg.head_dim}")
+
+@dataclass
+class Import:
+    "Bring a Llama-architecture checkpoint here, with its tokenizer and chat template"
+    source:Annotated[str, tyro.conf.Positional] # folder, or owner/name on the Hugging Face Hub
+    out:Path=Path("checkpoints/imported") # folder to write; new or empty
+
+    def run(self):
+        cfg = import_(self.source, self.out)
+        print(f"imported: {cfg.n_layer} layers of width {cfg.n_embd}, {cfg.vocab_size:,} symbols; use --checkpoint {self.out}/model.safetensors --tokenizer {self.out}/tokenizer.json")
+
+VERBS = {"lesson": Lesson, "teacher": Teacher, "sft": Sft, "mine": Mine, "train": Train, "judge": Judge, "report": Report, "export": Export, "import": Import}
 SECTIONS = {"policy": PolicyConfig, "teacher": TeacherConfig, "mine": MineConfig, "train": TrainConfig, "judge": JudgeConfig, "sft": SftConfig}
 
 # %% ../nbs/appendix/cli.ipynb #06d26ebb

@@ -136,15 +136,16 @@ def grade(prompt:str, text:str)->Grade:
 
 def _label(fact:Fact, text:str)->str:
     body, right = _norm(text), {v.casefold() for v in fact.values}
+    if body[-1:].isalnum(): body += "."                                     # a missing full stop is no fault
     if not re.search(r"\w", body): return "empty"
     said = next((s for v in fact.values if (s := _norm(statement(fact, v))) in body), None)
+    true, telling = _told()
     if said is None:
         named = {m.casefold() for m in _named(fact.kind).findall(body)} - {fact.subject.casefold()} | (right & {body.rstrip(".")})
         if named - right: return "wrong"
-        if not named: return "off-topic"
+        if not named or (fact.subject.casefold() not in body and telling.search(body)): return "off-topic"    # a fact about something else
         return "terse" if len(body.split()) <= 3 + len(min(named).split()) else "sloppy"
     rest = body.replace(said, " ", 1)
-    true, telling = _told()
     extra = [re.sub(rf"^(?:{'|'.join(map(re.escape, BRIDGES))}) ", "", s, flags=re.I) for s in re.split(r"(?<=[.!?]) +", rest.strip())]
     extra = [s for s in extra if len(s) < 300 and telling.search(s)]
     if not extra: return "padded" if re.search(r"\w", rest) else "crisp"
