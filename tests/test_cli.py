@@ -119,3 +119,9 @@ def test_train_writes_a_whole_run(tmp_path):
     assert json.loads((run/"summary.json").read_text())["train"]["steps"] == len(metrics)
     assert list((run/"wandb").glob("offline-run-*"))
     assert set(torch.load(run/"dpo.pt", weights_only=True)) == {"model", "config"}
+
+def test_rig_that_is_not_ready(capsys, tmp_path):
+    assert "the rig is not ready" in fails(capsys, "rig", "--out", tmp_path/"run", "--teacher.url", "http://127.0.0.1:9/v1")
+    with pytest.raises(SystemExit): main(["rig", "--out", str(tmp_path/"run"), "--teacher.url", "http://127.0.0.1:9/v1"])
+    found = capsys.readouterr().out
+    assert "NO  teacher no teacher at http://127.0.0.1:9/v1" in found and "ok  policy" in found and not (tmp_path/"run").exists()
