@@ -10,7 +10,7 @@ VENV_FLAGS := $(if $(SYSTEM_TORCH),--system-site-packages)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lesson lab test test-slow evidence export readme clean
+.PHONY: help install lesson lab teacher test test-slow test-browser test-vllm evidence evidence-trl bench export readme clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,14 +36,43 @@ lab: install ## open JupyterLab on the lessons
 	@PATH="$(CURDIR)/$(BIN):$$PATH" jupyter lab --LabApp.default_url=/lab/tree/nbs/lessons \
 	  $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
+teacher: .venv-vllm/.installed ## install vLLM into an environment of its own, .venv-vllm; `wikidpo teacher` then serves the real judge
+
+.venv-vllm/.installed: settings.ini tools/vllm_env.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: vLLM needs Python 3.11 or newer: PYTHON=...")'
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@echo "Installing vLLM into .venv-vllm: minutes the first time, seconds later"
+	@.venv-vllm/bin/python tools/vllm_env.py
+	@touch $@
+
 test: install ## run every test: export, notebooks, README, pytest (ARGS="pytest -k loss": one stage, with its options)
 	@$(BIN)/python tools/check.py $(ARGS)
 
 test-slow: install ## run the tests that take longer
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
+test-browser: install ## run the lessons and the widgets in a real JupyterLab and Chromium (Debian: apt-get install chromium); pictures in runs/browser
+	@$(BIN)/python -m pytest -m browser tests/test_browser.py $(ARGS)
+
+test-vllm: install teacher ## run the tests against a real vLLM, which serves MiniWiki; on a CPU too (about 3 minutes)
+	@$(BIN)/python -m pytest -m vllm $(ARGS)
+
 evidence: install ## measure the default run again: five seeds, and ten times the learning rate (about 12 minutes)
 	@$(BIN)/python tools/default_run.py
+
+evidence-trl: install ## measure the last table of lesson 09 again: our trainer and TRL's, five seeds (about 15 minutes)
+	@$(BIN)/python tools/trl_seeds.py
+
+bench: install ## measure speed against the lesson's way, vLLM, transformers and TRL (about 20 minutes; ARGS="train": one row): benchmarks/README.md
+	@$(MAKE) -s teacher || echo "bench: goes on without vLLM" >&2
+	@$(MAKE) -s .venv-peers/.installed || echo "bench: goes on without transformers and TRL" >&2
+	@$(BIN)/python benchmarks/bench.py $(ARGS)
+
+.venv-peers/.installed: constraints.txt
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@echo "Installing transformers and TRL into .venv-peers, to measure against"
+	@.venv-peers/bin/python -m pip install -qq -c .venv/constraints.txt torch transformers trl datasets
+	@touch $@
 
 export: install ## write wikidpo/ and README.md from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev_export
@@ -53,6 +82,6 @@ export: install ## write wikidpo/ and README.md from the notebooks, and clean th
 readme: install ## write README.md from nbs/index.ipynb
 	@$(BIN)/python tools/readme.py
 
-clean: ## remove what tests and builds leave behind; runs/ and .venv stay
+clean: ## remove what tests and builds leave behind; runs/ and environments stay
 	@rm -rf build dist *.egg-info .pytest_cache .hypothesis
-	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
+	@find . -path './.venv*' -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +

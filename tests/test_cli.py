@@ -1,10 +1,11 @@
 "Bad input through the real command: one line on stderr, exit status 2, and nothing written"
-import json, subprocess, sys
+import json, os, subprocess, sys
 import pytest, torch
-from wikidpo.cli import main
+from wikidpo.cli import main, parse
 from wikidpo.files import read_jsonl
 from wikidpo.miniwiki import DATA
 from wikidpo.model import GPT, GPTConfig, save_checkpoint
+from wikidpo.teacher import offline_app, serving
 
 def fails(capsys, *words):
     "The one line that the command prints before it leaves with status 2"
@@ -125,3 +126,27 @@ def test_rig_that_is_not_ready(capsys, tmp_path):
     with pytest.raises(SystemExit): main(["rig", "--out", str(tmp_path/"run"), "--teacher.url", "http://127.0.0.1:9/v1"])
     found = capsys.readouterr().out
     assert "NO  teacher no teacher at http://127.0.0.1:9/v1" in found and "ok  policy" in found and not (tmp_path/"run").exists()
+
+def test_the_teacher_from_the_environment(monkeypatch):
+    "Profile, then environment, then flags; the key's variable is the only thing that is known of the key"
+    monkeypatch.setenv("WIKIDPO_TEACHER_URL", "http://judge:1/v1")
+    monkeypatch.setenv("WIKIDPO_TEACHER_MODEL", "some-judge")
+    teacher = parse(["mine"]).teacher
+    assert (teacher.url, teacher.model) == ("http://judge:1/v1", "some-judge")
+    assert parse(["mine", "--teacher.url", "offline"]).teacher.url == "offline"
+    assert parse(["judge", "--profile", "wikigpt"]).teacher.model == "some-judge"
+    assert "WIKIDPO_TEACHER_KEY" == parse(["lesson"]).teacher.api_key_env
+
+def test_no_secret_is_in_anything_that_a_run_writes(tmp_path):
+    "A whole lesson with a key in the environment, a password and a key in the URL: all files of the run, W&B's among them, and the output"
+    secrets = ["sk-environment-canary", "password-canary", "query-canary"]
+    with serving(offline_app()) as url:
+        words = ["lesson", "--teacher.url", f"http://me:password-canary@{url.removeprefix('http://')}?key=query-canary", "--mine.n-prompts", "48", "--judge.n", "12",
+                 "--train.batch-size", "4", "--train.grad-accum", "1", "--train.wandb", "offline", "--out", str(tmp_path/"run")]
+        r = subprocess.run([sys.executable, "-c", "from wikidpo.cli import main; main()", *words], env=os.environ | {"WIKIDPO_TEACHER_KEY": secrets[0]}, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    files = [f for f in tmp_path.rglob("*") if f.is_file()]
+    assert {"config.yaml", "summary.json", "samples.jsonl", "verdicts.jsonl", "report.html"} <= {f.name for f in files} and any(f.suffix == ".wandb" for f in files)
+    written = {f.name: f.read_bytes().decode("latin1") for f in files} | {"output": r.stdout + r.stderr}
+    assert [(name, s) for name, text in written.items() for s in secrets if s in text] == []
+    assert url in written["config.yaml"]

@@ -1,9 +1,10 @@
 "Mining: interrupted for real and started again, against an offline teacher served over HTTP and in process"
-import json, os, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 import pytest
+from wikidpo.cli import main
 from wikidpo.files import read_jsonl, write_jsonl
 from wikidpo.miniwiki import DATA, prompts
-from wikidpo.pairs import MineConfig, make_pairs, mine
+from wikidpo.pairs import MineConfig, make_pairs, merge, mine
 from wikidpo.sampling import UNIT, PolicyConfig
 from wikidpo.files import UserError
 from wikidpo.teacher import OfflineTeacher, TeacherConfig, offline_app, serving
@@ -48,9 +49,9 @@ def test_sigint_then_the_same_command_gives_the_same_bytes(whole, tmp_path):
         assert p.returncode == 130 and "the same command goes on from here" in err and "Traceback" not in err
         kept, before = samples.read_bytes(), len(asked)
         done = kept.count(b"\n")
-        assert 100 < done < 4 * N and done <= before <= done + 32 + 3            # what was in flight may be lost, no more (and the probe)
+        assert 100 < done < 4 * N and done <= before <= done + 32 + 3            # what was in flight may be lost, no more (and the probes)
         subprocess.run([sys.executable, "-c", "from wikidpo.cli import main; main()", *words], check=True, stderr=subprocess.PIPE)
-        assert len(asked) - before <= 4 * N - done + 1                          # the rest, and one probe
+        assert len(asked) - before <= 4 * N - done + 2                          # the rest, and the two probes at the start
     assert set(kept.split(b"\n")) - {b""} <= set(samples.read_bytes().split(b"\n"))
     assert files(tmp_path/"run") == files(whole)
 
@@ -77,3 +78,65 @@ def test_filters_are_a_view_over_the_samples(whole):
 def test_prompts_the_teacher_cannot_place_give_no_pairs(tmp_path):
     write_jsonl(tmp_path/"p.jsonl", [{"prompt": "Who are you?"}, {"prompt": "Write a poem."}])
     with pytest.raises(UserError, match="no MiniWiki question"): mine(POLICY, TeacherConfig(), config(prompts=str(tmp_path/"p.jsonl")), tmp_path/"run")
+
+
+# --- shards
+
+SHORT = ["--n-prompts", str(2 * UNIT + 88), "--max-new", "12"]
+
+def command(verb, *words): main([verb, *map(str, words)])
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    "The folder of one process, and those of two shards: one unit, and two of which the last is cut"
+    tmp = tmp_path_factory.mktemp("shards")
+    command("mine", "--out", tmp/"one", *SHORT)
+    for i in (1, 2): command("mine", "--out", tmp/f"s{i}", "--shard", f"{i}/2", *SHORT)
+    return tmp
+
+def test_shards_merge_to_the_same_bytes(sharded, capsys):
+    command("merge", *(sharded/f"s{i}" for i in (2, 1)), "--out", sharded/"all")
+    assert files(sharded/"all") == files(sharded/"one") and len(read_jsonl(sharded/"all"/"pairs.jsonl")) > 100
+    assert (sharded/"all"/"config.yaml").read_bytes() == (sharded/"one"/"config.yaml").read_bytes()
+    one, all_ = (json.loads((sharded/n/"summary.json").read_text())["mine"] for n in ("one", "all"))
+    assert one | {"seconds": 0} == all_ | {"seconds": 0}
+    before = files(sharded/"all")
+    command("mine", "--out", sharded/"all", *SHORT)                              # it is the run folder that this command would write
+    assert "already done" in capsys.readouterr().out and files(sharded/"all") == before
+
+def test_a_shard_holds_its_units_alone(sharded):
+    assert [{r["prompt_id"] // UNIT for r in read_jsonl(sharded/f"s{i}"/"samples.jsonl")} for i in (1, 2)] == [{0}, {1, 2}]
+
+@pytest.mark.parametrize("names, says", [
+    (["s1"], "shard 2/2 is missing"), ([], "name the run folders"), (["s1", "s1"], "are both shard 1/2"), (["one", "s2"], "one: is no shard"),
+    (["s1", "none"], "none: holds no finished mining"),
+])
+def test_merge_refuses(sharded, tmp_path, capsys, names, says):
+    with pytest.raises(SystemExit) as e: command("merge", *(sharded/n for n in names), "--out", tmp_path/"all")
+    err = capsys.readouterr().err.strip()
+    assert e.value.code == 2 and says in err and "\n" not in err and not (tmp_path/"all").exists()
+
+def test_merge_refuses_other_and_damaged_shards(sharded, tmp_path):
+    s = [tmp_path/f"s{i}" for i in (1, 2)]
+    for p in s: shutil.copytree(sharded/p.name, p)
+    def fails(says):
+        with pytest.raises(UserError, match=says): merge(s, tmp_path/"all")
+        assert not (tmp_path/"all").exists()
+    config = (s[1]/"config.yaml").read_text()
+    (s[1]/"config.yaml").write_text(config.replace("gap: 2", "gap: 3"))
+    fails("s2: is of another mining than .*s1 .mine.gap is 3 there, 2 here")
+    (s[1]/"config.yaml").write_text(config.replace("shard: 2/2", "shard: 2/3"))
+    fails("mine.shard")
+    (s[1]/"config.yaml").write_text(config)
+    whole = (s[1]/"samples.jsonl").read_bytes()
+    (s[1]/"samples.jsonl").write_bytes(whole[:-3000])
+    fails("samples.jsonl: the shards hold")
+    (s[1]/"samples.jsonl").write_bytes(whole)
+    (s[1]/"summary.json").unlink()
+    fails("s2: holds no finished mining")
+
+@pytest.mark.parametrize("shard, says", [("0/2", "i from 1 to n"), ("3/2", "i from 1 to n"), ("1", "i from 1 to n"), ("a/b", "i from 1 to n"), ("1/0", "i from 1 to n"),
+                                         ("1/4", "600 prompts are 3 units of 256: use at most 3 shards")])
+def test_a_shard_that_cannot_be(tmp_path, capsys, shard, says):
+    with pytest.raises(SystemExit) as e: command("mine", "--out", tmp_path/"run", "--shard", shard, *SHORT)
+    assert e.value.code == 2 and says in capsys.readouterr().err and not (tmp_path/"run").exists()

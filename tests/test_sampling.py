@@ -1,13 +1,13 @@
 "The sampler against the plain loop, over random ragged batches"
-import random
+from collections import Counter
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from wikidpo.adopt import Foreign
 from wikidpo.chat import encode_prompt, end_id, load_tokenizer
 from wikidpo.files import UserError
 from wikidpo.miniwiki import DATA, prompts
-from wikidpo.model import GPT, GPTConfig, load_checkpoint
-from wikidpo.sampling import TEMPS, UNIT, sample_k, sample_unit
+from wikidpo.model import GPT, GPTConfig, compiled_products, load_checkpoint
+from wikidpo.sampling import TEMPS, UNIT, Cached, pick_precision, prompts_that_fit, sample_k, sample_rows, sample_unit, sampler
 
 TOK, MODEL = load_tokenizer(DATA/"tokenizer.json"), load_checkpoint(DATA/"model.safetensors")
 
@@ -36,8 +36,73 @@ def test_greedy_is_identical_with_and_without_cache_in_any_ragged_batch(picks, m
 
 def test_a_model_behind_the_plain_contract_says_the_same():
     asked = prompts("eval")[:5]
-    fast, slow = (sample_k(m, TOK, asked, temps=(.7, 1.3), max_new=20, generator=torch.Generator().manual_seed(3)) for m in (MODEL, Foreign(MODEL, 256)))
-    assert fast == slow
+    fast, slow, refilled = (sample_k(m, TOK, asked, temps=(.7, 1.3), max_new=20, generator=torch.Generator().manual_seed(3), batch=b) for m, b in ((MODEL, None), (Foreign(MODEL, 256), None), (Foreign(MODEL, 256), 2)))
+    assert fast == slow == refilled
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 5000), min_size=2, max_size=9), st.integers(1, 8), st.integers(1, 40), st.integers(0, 99))
+def test_a_row_says_the_same_whoever_stands_beside_it(picks, batch, max_new, seed):
+    asked = [prompts("eval")[i] for i in picks]
+    whole, refilled = (sample_k(MODEL, TOK, asked, max_new=max_new, generator=torch.Generator().manual_seed(seed), batch=b) for b in (None, batch))
+    assert whole == refilled
+
+def test_a_unit_is_the_same_in_any_batch_and_after_running_out_of_memory():
+    asked = prompts("mine")[:60]
+    class Small(GPT):
+        def extend(self, ids, cache):
+            if len(ids) > 70: raise torch.OutOfMemoryError
+            return super().extend(ids, cache)
+    small = load_checkpoint(DATA/"model.safetensors")
+    small.__class__ = Small
+    whole = sample_unit(MODEL, TOK, asked, 0, 5, max_new=40)
+    assert whole == sample_unit(MODEL, TOK, asked, 0, 5, max_new=40, batch=7) == sample_unit(small, TOK, asked, 0, 5, max_new=40)
+    with pytest.raises(UserError, match="71 responses of 4 tokens to one prompt do not fit"): sample_k(small, TOK, asked[:2], temps=(1.,) * 71, max_new=4)
+
+def test_every_token_of_a_response_is_drawn_from_its_exact_distribution():
+    [said], n, temp = sample_k(MODEL, TOK, prompts("eval")[5:6], temps=(3.,) * 3000, max_new=3, generator=torch.Generator().manual_seed(1)), 3000, 3.
+    start = encode_prompt(TOK, prompts("eval")[5])
+    seen = Counter(r.ids[0] if r.ids else end_id(TOK) for r in said)
+    second = [r for r in said if r.ids and r.ids[0] == seen.most_common(1)[0][0]]
+    for prefix, drawn in ((start, seen), (start + [seen.most_common(1)[0][0]], Counter((r.ids + [end_id(TOK)])[1] for r in second))):
+        with torch.no_grad(): top, idx = MODEL(torch.tensor([prefix]))[0][0, -1].topk(50)
+        want, n = dict(zip(idx.tolist(), (top / temp).softmax(-1).tolist())), drawn.total()
+        likely = [i for i in want if n * want[i] >= 5]
+        chi2 = sum((drawn[i] - n * want[i]) ** 2 / (n * want[i]) for i in likely)
+        assert set(drawn) <= set(want) and len(likely) > 3 and chi2 < len(likely) + 4 * (2 * len(likely)) ** .5
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 3), st.sampled_from([(4, 4), (4, 2), (6, 1)]), st.booleans())
+def test_the_cache_is_the_whole_prefix_for_every_shape_of_head(lengths, k, heads, tie):
+    torch.manual_seed(sum(lengths))
+    m = GPT(GPTConfig(vocab_size=50, block_size=64, n_layer=2, n_head=heads[0], n_kv_head=heads[1], head_dim=6, n_embd=24, ffn_dim=32, tie=tie, rope_scaling=(4., 1., 4., 8))).eval()
+    asked = [torch.randint(50, (n,)).tolist() for n in lengths]
+    u = torch.rand(len(asked) * k, 21)
+    said = sample_rows(lambda: Cached(m, k), asked, torch.ones(len(u)), u, 50, -1, 2)             # no end: 21 tokens each
+    with torch.no_grad():
+        for r, row in enumerate(said.tolist()):
+            p = m(torch.tensor([asked[r // k] + row]))[0][0, len(asked[r // k]) - 1:-1].softmax(-1).sort(descending=True)
+            at = (p.indices == torch.tensor(row)[:, None]).int().argmax(-1, keepdim=True)
+            high = p.values.cumsum(-1).gather(1, at)[:, 0]
+            assert ((u[r] < high + 1e-4) & (u[r] > high - p.values.gather(1, at)[:, 0] - 1e-4)).all()
+
+def test_in_bf16_the_logits_are_those_of_fp32_within_rounding():
+    half, asked = sampler(MODEL, "bf16"), [encode_prompt(TOK, p) for p in prompts("eval")[:4]]
+    assert MODEL.embed.weight.dtype is torch.float32 and sampler(MODEL) is MODEL                     # too small to gain
+    with torch.no_grad():
+        exact, rough = (Cached(m, 2) for m in (MODEL, half))
+        for rows in (exact, rough): rows.add(asked)
+        for step in range(20):
+            nxt = exact.logits.argmax(-1)
+            for rows in (exact, rough): rows.append(nxt)
+            assert (exact.logits.softmax(-1) - rough.logits.float().softmax(-1)).abs().max() < .05
+    assert pick_precision("fp32", "cpu") == "fp32" and pick_precision("auto", "cpu") in ("fp32", "bf16")
+
+def test_rows_beside_a_teacher_fit_what_is_free():
+    cfg, left = GPTConfig(), int(5.3e9)
+    n = prompts_that_fit(cfg, left, 100, 256, 4)
+    assert 40 < n < 100 and prompts_that_fit(cfg, 2 * left, 100, 256, 4) in (2 * n, 2 * n + 1) and prompts_that_fit(cfg, 1, 100, 256, 4) == 1
+    kept = n * (100 + 4 * 256) * 2 * cfg.n_layer * cfg.n_kv_head * cfg.head_dim * 2                   # in bf16
+    assert kept < .8 * left < 4.3e9
 
 def test_finished_means_the_end_was_said_and_cut_means_it_was_not():
     out = [r for g in sample_k(MODEL, TOK, prompts("mine")[:40], max_new=9, generator=torch.Generator().manual_seed(0)) for r in g]
@@ -76,3 +141,13 @@ def test_grouped_heads_sample_like_the_plain_loop():
     m = GPT(GPTConfig(vocab_size=TOK.get_vocab_size(), block_size=128, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, ffn_dim=48)).eval()
     out = sample_k(m, TOK, prompts("eval")[:4], temps=(0,), max_new=10)
     assert all(agree(g[0], greedy(m, p, 10)) for g, p in zip(out, prompts("eval")[:4], strict=True))
+
+@pytest.mark.slow
+def test_compiled_products_are_the_plain_ones():
+    found = compiled_products()
+    if found is None: pytest.skip("no C++ compiler here")
+    for R, C in ((16, 16), (64, 64), (17, 48), (64, 12)):
+        for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, .05)):
+            q, p, k, v = torch.randn(R, 12, 1, 64), torch.rand(R, 12, 1, C).softmax(-1), torch.randn(R, 12, C, 64), torch.randn(R, 12, C, 64)
+            scores, mix = found[0](q.to(dtype), k.to(dtype)), found[1](p.to(dtype), v.to(dtype))
+            assert (scores.float() - q @ k.mT).abs().max() < near * 8 and (mix.float() - p @ v).abs().max() < near and scores.shape == (R, 12, 1, C) and mix.shape == q.shape

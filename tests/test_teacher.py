@@ -1,5 +1,5 @@
 "The teacher over real HTTP: what is retried, what is not, what is said when nobody answers, and what no answer can talk its way into"
-import json, logging, random, socket, threading, time
+import importlib.util, json, logging, math, random, socket, sys, threading, time
 from dataclasses import asdict
 
 import httpx2, pytest
@@ -9,8 +9,8 @@ from starlette.routing import Route
 
 from wikidpo import miniwiki
 from wikidpo.files import UserError
+from wikidpo.profiles import load_profile
 from wikidpo.teacher import *
-from wikidpo.teacher import _shown
 
 KEY = "sk-canary-0123456789"
 Q = "What is the capital of France?"
@@ -28,7 +28,7 @@ class Script:
         self.app = Starlette(routes=[Route("/v1/chat/completions", self.chat, methods=["POST"])])
 
     async def chat(self, request):
-        self.seen.append(dict(body=await request.json(), headers=dict(request.headers)))
+        self.seen.append(dict(body=await request.json(), headers=dict(request.headers), query=request.url.query))
         r = self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
         return r(request) if callable(r) and not isinstance(r, Response) else r
 
@@ -39,7 +39,8 @@ def scripted():
     def start(*responses, **kwargs):
         script = Script(*responses)
         cm = serving(script.app)
-        client = make_client(cm.__enter__(), **{"api_key": KEY, **kwargs})
+        script.url = cm.__enter__()
+        client = make_client(script.url, **{"api_key": KEY, **kwargs})
         open_.append((cm, client))
         return client, script
     yield start
@@ -138,7 +139,7 @@ def test_key_and_model_end_it(scripted, status, words):
     client, script = scripted(error(status, f"bad key {KEY}"))
     for f in (lambda: judge_score(client, "m", Q, "x"), lambda: check_teacher(client, "m")):
         with pytest.raises(UserError, match=words) as e: f()
-        assert not isinstance(e.value, TeacherLost) and KEY not in str(e.value) and str(_shown(client.base_url)) in str(e.value) and "\n" not in str(e.value)
+        assert not isinstance(e.value, TeacherLost) and KEY not in str(e.value) and shown_url(client.base_url) in str(e.value) and "\n" not in str(e.value)
     assert len(script.seen) == 2
 
 def test_unparsable_is_asked_once_more(scripted):
@@ -164,7 +165,7 @@ def test_unreachable():
     url = f"http://127.0.0.1:{free_port()}/v1"
     client = make_client(url, api_key=KEY, retries=0)
     with pytest.raises(TeacherLost) as e: check_teacher(client, "m", url)
-    for part in (url, "refused", "wikidpo teacher --offline", "vllm.entrypoints.openai.api_server", "'offline'"): assert part in str(e.value)
+    for part in (url, "refused", "`wikidpo teacher`", "wikidpo teacher --offline", "'offline'"): assert part in str(e.value)
     assert KEY not in str(e.value) and "\n" not in str(e.value)
 
 def test_probe_does_not_retry_and_times_out(scripted):
@@ -195,9 +196,48 @@ def test_a_password_in_the_url_is_not_shown():
     with pytest.raises(UserError) as e: check_teacher(client, "m")
     assert "pass@" not in str(e.value) and "http://127.0.0.1" in str(e.value)
 
-@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x/v1", "http://", "Offline"])
+@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x/v1", "http://", "Offline", "http://me:se/cret@host/v1", "me:secret@host/v1"])
 def test_no_url(url):
-    with pytest.raises(UserError, match="teacher.url"): make_client(url)
+    with pytest.raises(UserError, match="teacher.url") as e: make_client(url)
+    assert "cret" not in str(e.value)
+
+def test_secrets_in_the_url_travel_and_stay_unwritten(scripted):
+    "A password and a ?key= reach the server, and neither the record of a run nor what the server says about them"
+    _, script = scripted(error(403, "no: me, pass-word, sk-query"), reply("7"))
+    url = f"http://me:pass-word@{script.url.removeprefix('http://')}?key=sk-query"
+    client = make_client(url, retries=0)
+    with pytest.raises(UserError, match="refuses the key") as e: check_teacher(client, "m", url)
+    assert judge_score(client, "m", Q, "x") == 7
+    sent = script.seen[0]
+    assert sent["headers"]["authorization"] == "Basic bWU6cGFzcy13b3Jk" and sent["query"] == "key=sk-query"
+    for text in (str(e.value), json.dumps(TeacherConfig(url=url).record())): assert script.url in text and "pass-word" not in text and "sk-query" not in text
+
+def test_a_key_instead_of_its_variable():
+    with pytest.raises(UserError, match="name of an environment variable") as e: TeacherConfig(api_key_env=KEY)
+    assert KEY not in str(e.value)
+
+def test_closing_a_client_hangs_up():
+    "A server that is thinking sees the connection end as soon as the client is closed, though a thread still waits for the reply"
+    asked, gone = threading.Event(), threading.Event()
+    def think():
+        with listening.accept()[0] as s:
+            while b'"messages"' not in s.recv(65536): pass
+            asked.set()
+            s.settimeout(5)
+            if s.recv(1) == b"": gone.set()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=think, daemon=True).start()
+        client, failed = make_client(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", retries=0), []
+        def ask():
+            try: ask_score(client, "m", Q, "x")
+            except Exception as e: failed.append(e)
+        waiting = threading.Thread(target=ask, daemon=True)
+        waiting.start()
+        assert asked.wait(5)
+        client.close()
+        assert gone.wait(5)
+        waiting.join(5)
+        assert isinstance(failed[0], TeacherLost)
 
 @pytest.mark.parametrize("key", ["sk-secret\nsecond", "sk-s\u00e9cret", "sk secret"])
 def test_a_key_that_cannot_travel(key):
@@ -212,6 +252,115 @@ def test_a_local_teacher_is_not_behind_the_proxy(scripted, monkeypatch):
     for v in ("http_proxy", "HTTP_PROXY", "all_proxy"): monkeypatch.setenv(v, f"http://127.0.0.1:{free_port()}")
     client, script = scripted(reply("7"), retries=0)
     assert judge_score(client, "m", Q, "x") == 7
+
+
+# --- constrained replies and expected scores
+
+def shown(content, *places): # a reply with the probabilities at each place
+    top = [[dict(token=k, logprob=math.log(v) if v else -9999.) for k, v in p.items()] for p in places]
+    return JSONResponse(dict(choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=content),
+                                           logprobs=dict(content=[dict(token=t[0]["token"], logprob=t[0]["logprob"], top_logprobs=t) for t in top]))]))
+
+@pytest.mark.parametrize("second,constrained", [(reply("quartz"), True), (reply("9"), False), (reply("quartz is"), False), (reply(None), False),
+                                                (error(400, "unknown option"), False), (error(422), False)])
+def test_whether_it_constrains_is_seen_from_the_reply(scripted, second, constrained):
+    client, script = scripted(reply("9"), second)
+    assert check_teacher(client, "m") == Probe(constrained=constrained)
+    assert [s["body"].get("structured_outputs") for s in script.seen] == [None, dict(choice=["quartz"])]
+
+def test_a_server_that_dies_of_the_probe_is_in_trouble(scripted):
+    client, script = scripted(reply("9"), error(500, "engine is dead"))
+    with pytest.raises(TeacherLost, match="engine is dead"): check_teacher(client, "m")
+
+def test_choices_are_sent_only_where_they_are_kept(scripted):
+    client, script = scripted(reply("10"), reply("TIE"), reply("7"))
+    assert ask_score(client, "m", Q, "x", Probe(constrained=True)).value == 10
+    assert ask_verdict(client, "m", Q, "x", "y", Probe(constrained=True)).value == "TIE"
+    assert ask_score(client, "m", Q, "x").value == 7
+    assert [s["body"].get("structured_outputs") for s in script.seen] == [dict(choice=[str(i) for i in range(1, 11)]), dict(choice=["A", "B", "TIE"]), None]
+
+def test_a_promise_to_constrain_is_not_trusted(scripted):
+    client, script = scripted(reply("100"))
+    r = ask_score(client, "m", Q, "x", Probe(constrained=True))
+    assert (r.value, r.tries) == (None, 2)
+
+def test_expected_score_divides_the_one_from_the_ten(scripted):
+    "The first token '1' has .6; nine times in ten a '0' follows: .06 for the label 1, .54 for the label 10"
+    client, script = scripted(shown("1", {"1": .6, " 9": .2, "9": .1, "The": .1}), shown("10", {"1": 1., "2": 0.}, {"0": .9, "<|im_end|>": .1}))
+    r = ask_score(client, "m", Q, "x", Probe(constrained=True, expected=True))
+    assert r.value == round((.06 * 1 + .54 * 10 + .3 * 9) / .9, 2) and r.mass == .9 and r.reply == "1:0.06 9:0.30 10:0.54"
+    assert [(s["body"]["max_tokens"], s["body"]["logprobs"], s["body"]["top_logprobs"], s["body"].get("structured_outputs")) for s in script.seen] == [
+        (1, True, 20, None), (2, True, 20, dict(choice=["1", "10"]))]
+
+@pytest.mark.parametrize("second", [shown("10", {"10": .7, "1": .3}, {"<|im_end|>": 1.}), shown("10", {"10": .7, "1": .3}), shown("1", {"1": .6, "10": .4}, {"<|im_end|>": 1., "0": 0.})])
+def test_expected_score_where_ten_is_one_token(scripted, second):
+    client, script = scripted(shown("10", {"10": .5, "9": .3, "1": .2}), second)
+    assert ask_score(client, "m", Q, "x", Probe(constrained=True, expected=True)).value == 7.9
+
+@pytest.mark.parametrize("first", [{"9": .8, "8": .2}, {"7": .9995, "1": .0005}])
+def test_expected_score_asks_once_where_the_one_is_clear(scripted, first):
+    client, script = scripted(shown("9", first))
+    r = ask_score(client, "m", Q, "x", Probe(constrained=True, expected=True))
+    assert abs(r.value - sum(int(k) * v for k, v in first.items())) < .006 and len(script.seen) == 1
+
+@pytest.mark.parametrize("page,mass", [(shown("I", {"I": .7, "7": .3}), .3), (reply("7"), 0.), (shown("x", {"x": 1.}), 0.)])
+def test_little_label_mass_is_no_score(scripted, page, mass):
+    client, script = scripted(page)
+    r = ask_score(client, "m", Q, "x", Probe(constrained=True, expected=True))
+    assert (r.value, r.mass, r.outcome, len(script.seen)) == (None, mass, "unparsable", 1)
+
+@pytest.mark.parametrize("first,words", [(reply("9"), "gives no probabilities"), (shown("1", {"1": .6, "9": .4}), "does not show '10' as one token")])
+def test_expected_scores_are_refused_where_they_would_be_wrong(scripted, first, words):
+    client, script = scripted(first, error(400))
+    with pytest.raises(UserError, match=words) as e: check_teacher(client, "m", expected=True)
+    assert "teacher.expected" in str(e.value) and "\n" not in str(e.value)
+
+def test_expected_scores_without_constraints_where_ten_is_one_token(scripted):
+    client, script = scripted(shown("10", {"10": .6, "1": .1, "9": .3}), error(400))
+    assert check_teacher(client, "m", expected=True) == Probe(constrained=False, expected=True)
+
+def test_offline_expected_is_near_the_reading_and_never_outside():
+    client, t, probe = make_client(), OfflineTeacher(), Probe(True, True)
+    for x in miniwiki.prompts("eval")[:40]:
+        for a in answers(x).values():
+            r, logp = ask_score(client, M, x, a, probe), t.logprobs(x, a)
+            assert abs(sum(math.exp(v) for v in logp.values()) - 1) < 1e-9 and next(iter(logp)) == str(t.score(x, a))
+            assert r.outcome == "ok" and 1 <= r.value <= 10 and abs(r.value - min(9.7, max(1.3, t.read(x, a, "alone")))) < .3 and r.mass > .999
+
+
+# --- starting vLLM, as far as that goes without one
+
+def serves(monkeypatch, tmp_path, python, **settings):
+    "What a person reads when vLLM cannot be started"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as e:
+        with Vllm(VllmConfig(**dict(python=python, port=0) | settings)): pass
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+def test_vllm_port_taken(monkeypatch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as s: assert "is taken" in serves(monkeypatch, tmp_path, sys.executable, port=s.getsockname()[1])
+
+def test_a_python_without_vllm(monkeypatch, tmp_path):
+    if importlib.util.find_spec("vllm"): pytest.skip("this environment has vLLM")
+    assert "there is no vLLM in" in serves(monkeypatch, tmp_path, sys.executable) and "make teacher" in serves(monkeypatch, tmp_path, sys.executable)
+    assert "cannot be started" in serves(monkeypatch, tmp_path, str(tmp_path/"nothing"))
+
+def test_where_vllm_is_looked_for(monkeypatch, tmp_path):
+    if importlib.util.find_spec("vllm"): pytest.skip("this environment has vLLM")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WIKIDPO_VLLM_PYTHON", raising=False)
+    monkeypatch.setattr(miniwiki, "DATA", tmp_path/"site-packages"/"wikidpo"/"data"/"miniwiki")
+    with pytest.raises(UserError, match="make teacher"): find_vllm()
+    beside = tmp_path/".venv-vllm"/"bin"/"python"
+    beside.parent.mkdir(parents=True); beside.touch()
+    assert find_vllm() == str(beside)
+    monkeypatch.setenv("WIKIDPO_VLLM_PYTHON", "/opt/other/python")
+    assert find_vllm() == "/opt/other/python"
+
+def test_the_profile_and_the_verb_agree():
+    teacher, vllm = load_profile("wikigpt")["teacher"], VllmConfig()
+    assert (teacher["url"], teacher["model"]) == (f"http://localhost:{vllm.port}/v1", vllm.serve_model)
 
 
 # --- the pool

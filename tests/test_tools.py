@@ -95,6 +95,7 @@ def test_export_finds(path, text, why, toy):
         ([*lesson(), new_code_cell("print(3)")], "no output is committed"),
         ([*lesson(), new_code_cell("1/0", outputs=[new_output("error", ename="ZeroDivisionError", evalue="", traceback=[])])], "an error"),
         ([*lesson(), new_code_cell("1", outputs=[new_output("display_data", {"application/vnd.jupyter.widget-state+json": {}})])], "widget state"),
+        ([*lesson(), new_code_cell("1", outputs=[new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}})])], "dead without its kernel"),
         ([*lesson(), new_code_cell("one()", execution_count=7)], "not clean"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",

@@ -68,9 +68,10 @@ class Noisy(torch.nn.Module):
 
 @pytest.mark.parametrize("make", [lambda: copy.deepcopy(MODEL), Noisy])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_first_loss_is_ln_2_and_margins_are_zero(data, make, precision):
+@pytest.mark.parametrize("reference", ["cached", "live"])
+def test_first_loss_is_ln_2_and_margins_are_zero(data, make, precision, reference):
     policy = make().train()
-    h = dpo(policy, freeze(policy), data, replace(BASE, precision=precision))
+    h = dpo(policy, freeze(policy), data, replace(BASE, precision=precision, reference=reference))
     assert abs(h[0]["loss"] - math.log(2)) < 1e-6 and h[0]["reward/margin"] == 0 and h[-1]["loss"] < h[0]["loss"]
     assert all(p.dtype == torch.float32 for p in policy.parameters())
 
@@ -98,7 +99,7 @@ def test_every_pair_is_seen_once_an_epoch_also_in_the_last_partial_window(data):
     class Counting(PairDataset):
         def __getitem__(self, i): seen.append(i); return super().__getitem__(i)
     data.__class__ = Counting
-    try: h = dpo(copy.deepcopy(MODEL), MODEL, data, replace(BASE, epochs=2))
+    try: h = dpo(copy.deepcopy(MODEL), MODEL, data, replace(BASE, epochs=2, reference="live"))
     finally: data.__class__ = PairDataset
     assert sorted(seen) == sorted(2 * list(range(44))) and seen[:44] != seen[44:] and len(h) == 2 * 3
 
@@ -116,7 +117,7 @@ def test_every_field_of_the_configuration_changes_something_or_is_refused(tmp_pa
         return (out/"metrics.jsonl").read_text()
     base = run("base")
     change = dict(seed=1, pairs=str(other), block_size=24, beta=.2, loss="ipo", smoothing=.1, lr=1e-3, epochs=2, batch_size=4, grad_accum=1, warmup=0, clip=.01, precision="bf16")
-    assert set(change) | {"wandb", "project"} == {f.name for f in fields(TrainConfig)}
+    assert set(change) | {"wandb", "project", "reference", "save_every", "shard", "watch"} == {f.name for f in fields(TrainConfig)} # save_every and shard: test_ranks.py; watch: test_widgets.py
     rows = [r for r in data.rows if len(r[0]) >= 24]
     for name, value in change.items():
         if name == "block_size" and rows:
@@ -124,6 +125,10 @@ def test_every_field_of_the_configuration_changes_something_or_is_refused(tmp_pa
         else: assert run(name, **{name: value}) != base, name
     run("wandb", wandb="offline", project="another")
     assert list((tmp_path/"wandb"/"wandb").glob("offline-run-*"))
+    kept = set((tmp_path/".cache").iterdir())
+    run("live", seed=7, reference="live"); assert set((tmp_path/".cache").iterdir()) == kept
+    run("again", seed=7); assert len(set((tmp_path/".cache").iterdir()) - kept) == 1
+    with pytest.raises(UserError, match="train.reference: expected one of cached, live, found 'none'"): replace(BASE, reference="none")
 
 def test_a_run_that_explodes_says_so_and_leaves_no_checkpoint(tmp_path):
     with pytest.raises(UserError, match="lower train.lr"): train(POLICY, replace(BASE, pairs=str(DATA/"pairs.jsonl"), lr=1e30, wandb="disabled"), tmp_path/"run")

@@ -29,7 +29,7 @@ import readme
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 2  # notebooks run at a time
 TIMEOUT = 900  # seconds a notebook or a command may take, pytest excepted
-NOT_SOURCE = shutil.ignore_patterns(".git", ".venv", "runs", "wandb", "build", "dist", "__pycache__", "*.egg-info", ".*_cache")
+NOT_SOURCE = shutil.ignore_patterns(".git", ".venv*", "runs", "wandb", "build", "dist", "__pycache__", "*.egg-info", ".*_cache")
 
 
 @dataclass
@@ -156,10 +156,11 @@ def notebooks_run(root: Path, scratch: Path, _) -> Result:
 
 
 def pytest(root: Path, scratch: Path, options: list[str]) -> Result:
-    "tests/, without those marked slow, browser or vllm."
+    "tests/, without those marked slow or vllm; those marked browser only where there is a Chromium."
     tree, report = copy_tree(root, scratch / "tree"), scratch / "pytest.xml"
     own = ("-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junitxml={report}")
-    status, log = run("-m", "pytest", *own, *options, cwd=tree, timeout=None)
+    marked = ("-m", "not slow and not vllm") if shutil.which("chromium") else ()
+    status, log = run("-m", "pytest", *own, *marked, *options, cwd=tree, timeout=None)
     if not report.exists():
         return Result(failed=1, detail=log)
     suites = list(ET.parse(report).getroot().iter("testsuite"))
@@ -216,6 +217,8 @@ def faults(name: str, nb, root: Path, flags: list[str]) -> list[str]:
             data = output.get("data", {"text/plain": output.get("text", "")})
             if "application/vnd.jupyter.widget-state+json" in data:
                 found.append(f"{where}: widget state")
+            if "application/vnd.jupyter.widget-view+json" in data:
+                found.append(f"{where}: a widget, which is dead without its kernel: run the notebook without a browser (nbclient), which leaves the static twin")
             text = "\n".join(v for k, v in data.items() if k.startswith("text/") or k == "image/svg+xml")
             text = text.replace(f"{root}/", "/home/HERE/")
             if path := MACHINE_PATH.search(text):

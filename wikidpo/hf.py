@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAME', 'ABSENT', 'ONLY', 'SCALING', 'KEPT', 'TEMPLATE', 'names', 'to_hf', 'from_hf', 'to_config', 'from_config',
            'widen', 'render', 'freeze_chat', 'fetch', 'read_json', 'read_weights', 'read_chat', 'import_', 'card',
-           'tokenizer_files', 'export']
+           'tokenizer_files', 'export', 'trl_collator']
 
 # %% ../nbs/appendix/hf.ipynb #726ec287
 import json, re
@@ -21,7 +21,7 @@ from safetensors.torch import save
 from tokenizers import Tokenizer
 
 from .adopt import build, load_policy
-from .chat import COURSE, Chat, chat_of, check_vocab, end_id, load_tokenizer
+from .chat import COURSE, Chat, chat_of, check_vocab, encode_prompt, encode_response, end_id, load_tokenizer
 from .files import UserError, write_atomic
 from .model import GPT, GPTConfig, save_checkpoint
 
@@ -259,3 +259,13 @@ def export(checkpoint, # .pt or .safetensors
              "README.md": card(model.cfg, sum(p.numel() for p in model.parameters()), summary), "model.safetensors": save(to_hf(state, cfg), {"format": "pt"})}
     for name, data in files.items(): write_atomic(out/name, data)
     return cfg
+
+# %% ../nbs/appendix/hf.ipynb #3f5f6df8
+def trl_collator(tok, # Tokenizer, from `load_tokenizer`
+                 max_length:int|None=None, # longest sequence, tokens
+                ):
+    "A `data_collator` for TRL's DPOTrainer with `remove_unused_columns=False`: rows of pairs.jsonl become batches of our token ids, as sampled"
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+    pad, end = DataCollatorForPreference(pad_token_id=0, max_length=max_length), end_id(tok)           # masks come from lengths: any id pads
+    def response(r, side): return r[f"{side}_tokens"] + [end] * r[f"{side}_finished"] if f"{side}_tokens" in r else encode_response(tok, r[side])
+    return lambda rows: pad([r | {"prompt_ids": encode_prompt(tok, r["prompt"])} | {f"{s}_ids": response(r, s) for s in ("chosen", "rejected")} for r in rows])

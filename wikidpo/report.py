@@ -200,7 +200,7 @@ def score_histograms(samples)->list:
     out = []
     for t in sorted({s["temperature"] for s in samples}):
         scores = [s["score"] for s in samples if s["temperature"] == t and s.get("score") is not None]
-        n = Counter(scores)
+        n = Counter(map(round, scores))
         out.append({"name": f"{t:g}", "counts": [n[i] for i in range(1, 11)], "mean": f"{sum(scores)/len(scores):.1f}" if scores else "none"})
     return out
 

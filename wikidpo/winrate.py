@@ -18,8 +18,8 @@ from .files import QUIET, JsonlWriter, UserError, read_jsonl, update_json, write
 from .miniwiki import find_fact, grade
 from .pairs import read_prompts
 from .profiles import claim
-from .sampling import UNIT, open_policy, sample_unit
-from .teacher import JudgePool, ask_verdict, check_teacher
+from .sampling import UNIT, open_policy, sample_unit, sampler
+from .teacher import JudgePool, Probe, ask_verdict, check_teacher
 
 # %% ../nbs/lessons/08_win_rate.ipynb #8679a9b3
 def wilson(k:int, # successes
@@ -86,9 +86,9 @@ def tally(first, # verdict with model a shown as A
     return {("A", "B"): "a", ("B", "A"): "b"}.get((first, second), "tie")
 
 # %% ../nbs/lessons/08_win_rate.ipynb #2a96b62b
-def judge_both(client, judge_model:str, prompt:str, a:str, b:str)->dict:
+def judge_both(client, judge_model:str, prompt:str, a:str, b:str, probe:Probe=Probe())->dict:
     "The verdicts in the two orders, and their result: {'first', 'second', 'result'}, with 'error' if the server refused"
-    calls = ask_verdict(client, judge_model, prompt, a, b), ask_verdict(client, judge_model, prompt, b, a)
+    calls = ask_verdict(client, judge_model, prompt, a, b, probe), ask_verdict(client, judge_model, prompt, b, a, probe)
     first, second = (c.value for c in calls)
     error = next((c.error for c in calls if c.error), "")
     return {"first": first, "second": second, "result": tally(first, second)} | ({"error": error} if error else {})
@@ -157,17 +157,18 @@ def compare(policy, # PolicyConfig
     start, prompts = time.perf_counter(), read_prompts(cfg.prompts, cfg.n)
     paths = {"a": cfg.a or str(Path(out)/"dpo.pt"), "b": cfg.b or policy.checkpoint}
     models, toks = zip(*(open_policy(policy, p) for p in paths.values()))
+    models = [sampler(m, policy.sample_precision) for m in models]
     client = teacher.client()
-    check_teacher(client, teacher.model, teacher.url)
+    probe = check_teacher(client, teacher.model, teacher.url)
     shas = {f"sha_{k}": _hash(p) for k, p in (paths | {"prompts": cfg.prompts}).items()}
-    if done := claim(out, "judge", asdict(cfg) | paths | shas | {"policy": asdict(policy), "teacher": asdict(teacher)}): return done
+    if done := claim(out, "judge", asdict(cfg) | paths | shas | {"policy": asdict(policy), "teacher": teacher.record()}): return done
     out = Path(out)
-    def judge(row): return judge_both(client, teacher.model, row["prompt"], row["a"], row["b"])
+    def judge(row): return judge_both(client, teacher.model, row["prompt"], row["a"], row["b"], probe)
     with JsonlWriter(out/"verdicts.jsonl") as f:
         done = {r["prompt_id"] for r in read_jsonl(f.path)}
         bar = tqdm(total=len(prompts), initial=len(done), unit="prompt", desc="judge", disable=QUIET)
         def write(row, verdicts): f.write(row | verdicts); bar.update()
-        with bar, JudgePool(judge, write, teacher.concurrency) as pool:
+        with bar, client, JudgePool(judge, write, teacher.concurrency) as pool:
             for unit in range(-(-len(prompts)//UNIT)):
                 if not done.issuperset(range(unit*UNIT, min(len(prompts), (unit + 1)*UNIT))):
                     pool.submit([r for r in _answers(models, toks[0], prompts, unit, cfg) if r["prompt_id"] not in done])
@@ -175,4 +176,4 @@ def compare(policy, # PolicyConfig
     write_jsonl(out/"verdicts.jsonl", rows)
     if not any(r["result"] for r in rows):
         raise UserError(f"{out}/verdicts.jsonl: no verdict could be read on {len(rows)} prompts{next((' (' + r['error'] + ')' for r in rows if 'error' in r), '')}; look at teacher.model")
-    return update_json(out/"summary.json", judge=summarize(rows) | {"seconds": round(time.perf_counter() - start, 1)})["judge"]
+    return update_json(out/"summary.json", judge=summarize(rows) | {"constrained": probe.constrained, "seconds": round(time.perf_counter() - start, 1)})["judge"]

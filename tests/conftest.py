@@ -1,0 +1,9 @@
+"One vLLM server for all the tests that talk to one"
+import pytest
+
+from served import served
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory):
+    "A running `Vllm` that serves MiniWiki: vllm.url is its base URL, vllm.cfg.serve_model the model's name"
+    with served(tmp_path_factory.mktemp("served")/"miniwiki") as v: yield v

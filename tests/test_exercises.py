@@ -1,0 +1,204 @@
+"The exercises: each is whole, its checker lets the solution pass, knows every mistake by its name, and is polite to everything else."
+import random
+from collections import Counter
+
+import nbformat
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+import exercises as tool
+from wikidpo.exercises import EXERCISES, differs
+
+NAMES = sorted(EXERCISES)
+MISTAKES = [(name, says) for name in NAMES for says in EXERCISES[name].wrong()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_solution_passes(name):
+    e = EXERCISES[name]
+    assert e.review(e.load(e.solution)) == f"right, in all {len(e.cases())} cases."
+
+
+@pytest.mark.parametrize("name, says", MISTAKES)
+def test_mistake_is_named(name, says):
+    e = EXERCISES[name]
+    said = e.review(e.load(e.wrong()[says]))
+    assert says in said and said.startswith("not yet"), said
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stub_is_met_politely(name, capsys):
+    e = EXERCISES[name]
+    e(e.load(e.stub))
+    said = capsys.readouterr().out
+    assert said.startswith(f"{name}: not yet. Nothing comes back so far") and said.count("\n") == 1
+    assert e.solution.startswith(e.stub.removesuffix("    ... # your code")), "the stub is the solution's head"
+    assert e.solution != e.stub
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exercise_is_whole(name):
+    e = EXERCISES[name]
+    assert all(text.strip() for text in (e.title, e.task, e.hint, e.answer))
+    assert "**Predict first" in e.task and 1 <= e.stars <= 3 and 5 <= e.minutes <= 30
+    assert len(e.mistakes) >= 4 and len(e.wrong()) == len(e.mistakes)
+    for says, *change in e.mistakes:
+        assert says.endswith((".", "?", ")")), says
+        assert len(change) == 1 or change[0] in e.solution, f"nothing to replace for {says!r}"
+
+
+def test_counts():
+    "At least 25 in all, two to five in each lesson, easy ones and hard ones."
+    found = Counter(e.lesson for e in EXERCISES.values())
+    assert sorted(found) == list(range(11)) and all(2 <= n <= 5 for n in found.values()), found
+    assert len(EXERCISES) >= 25 and {e.stars for e in EXERCISES.values()} == {1, 2, 3}
+
+
+def test_cases_are_fresh_each_time():
+    "A function that spoils its arguments does not spoil the next run."
+    e = EXERCISES["dpo_gradient"]
+
+    def spoils(z, beta):
+        z.zero_()
+        return z, z
+
+    e.review(spoils)
+    assert e.review(e.load(e.solution)).startswith("right")
+
+
+# --- functions that are none of the known mistakes
+
+
+class Garbage(random.Random):
+    "Values of every kind, in shapes that fit and that do not."
+
+    def value(self, depth=2):
+        kind = self.randrange(9 if depth else 6)
+        if kind < 2:
+            return self.uniform(-9, 9)
+        if kind == 2:
+            return self.choice([None, "", "text", "A", True, float("nan"), float("inf"), object(), {}, b"x"])
+        if kind < 6:
+            return torch.randn([self.randrange(4) for _ in range(self.randrange(3))], generator=torch.Generator().manual_seed(self.randrange(999)))
+        return [self.value(depth - 1) for _ in range(self.randrange(4))] if kind < 8 else {"margin": self.value(depth - 1)}
+
+
+@given(st.integers(0, 10**6))
+def test_garbage_is_never_right(seed):
+    g = Garbage(seed)
+    e = EXERCISES[g.choice(NAMES)]
+    said = e.review(lambda *args: g.value())
+    assert said.startswith("not yet") and said.count("\n") <= 2 and len(said) < 1500, said
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unforeseen_mistakes_get_a_useful_answer(name):
+    "A solution with random numbers added is not right, and is told where it differs, and in what."
+    e, g = EXERCISES[name], Garbage(name)
+
+    def shaken(x):
+        if isinstance(x, torch.Tensor):
+            return x + torch.rand(x.shape, generator=torch.Generator().manual_seed(g.randrange(999))) + 3
+        if isinstance(x, bool) or x is None or isinstance(x, str):
+            return "something else"
+        if isinstance(x, (int, float)):
+            return x + 3 + g.random()
+        if isinstance(x, dict):
+            return {k: shaken(v) for k, v in x.items()}
+        if isinstance(x, (list, tuple)):
+            return [shaken(y) for y in x] or ["one too many"]
+        return torch.nn.Linear(1, 1)
+
+    right = e.load(e.solution)
+    said = e.review(lambda *args: shaken(right(*args)))
+    assert said.startswith("not yet: right in 0 of ") and "Case 1: " in said and "should give" in said, said
+    assert not any(says in said for says in e.wrong()), said
+
+
+def test_an_error_is_one_line_with_its_place():
+    e = EXERCISES["best_policy"]
+    source = 'def best_policy(ref, r, beta):\n    "..."\n    n = len(r)\n    return missing(n)\n'
+    said = e.review(e.load(source)).split("\n")
+    assert len(said) == 3 and "line 4 raises NameError: name 'missing' is not defined" in said[-1], said
+
+
+def test_an_error_deep_in_a_library_names_the_learners_line():
+    e = EXERCISES["best_policy"]
+    source = 'def best_policy(ref, r, beta):\n    w = torch.ones(7)\n    return torch.stack([r, w])\n'
+    assert "line 3 raises RuntimeError: stack expects" in e.review(e.load(source))
+
+
+@pytest.mark.parametrize("f, said", [
+    (lambda r, v: r, "TypeError"),
+    (lambda ref, r, beta: [1.0], "a list of 1, not a tensor of shape (5,)"),
+    (lambda ref, r, beta: torch.zeros(1), "a tensor of shape (1,), not a tensor of shape (5,)"),
+    (lambda ref, r, beta: r * torch.nan, "NaN"),
+    (torch.zeros(3), "Give the checker the function itself"),
+    (len, "TypeError: len() takes exactly one argument (3 given)"),
+])
+def test_wrong_kinds_are_named(f, said):
+    assert said in EXERCISES["best_policy"].review(f)
+
+
+@pytest.mark.parametrize("factor, said", [(-1, "The sign is flipped."), (2, "Every number is 2 times the right one."), (0.125, "Every number is 0.125 times the right one.")])
+def test_a_common_factor_is_named(factor, said):
+    e = EXERCISES["strengths"]
+    right = e.load(e.solution)
+    assert said in e.review(lambda wins: factor * right(wins)) or factor == -1 and "wrong way round" in e.review(lambda wins: -right(wins))
+
+
+@pytest.mark.parametrize("got, want, said", [
+    (torch.tensor(1.0), 1, ""), (1, torch.tensor(1.0), ""), ((1, 2), [1, 2], ""), (torch.tensor([1, 0]), torch.tensor([True, False]), ""),
+    (1.0 + 1e-9, 1.0, ""), (1.01, 1.0, "values"), ("7", 7, "a text, not a number"), (0, None, "a number, not None"), ([1], [1, 2], "a list of 1, not a list of 2"),
+    (torch.zeros(2, dtype=torch.float16), torch.zeros(2, dtype=torch.float64), ""), (float("nan"), 1.0, "values"),
+])
+def test_what_counts_as_the_same(got, want, said):
+    assert differs(got, want) == said
+
+
+# --- the lessons
+
+
+def test_lessons_agree_with_the_module():
+    stale = [path.name for path, old, new in tool.lessons(tool.ROOT) if old != new]
+    assert not stale, f"run `python tools/exercises.py`: {', '.join(stale)}"
+
+
+def lesson(tmp_path, *cells):
+    path = tmp_path / "nbs/lessons/01_the_loss.ipynb"
+    path.parent.mkdir(parents=True)
+    for n, cell in enumerate(cells):
+        cell.id = f"cell{n}"
+    path.write_text(nbformat.writes(nbformat.v4.new_notebook(cells=list(cells))) + "\n", encoding="utf-8")
+    return path
+
+
+def test_insert_stands_before_the_ending_and_settles(tmp_path):
+    md = nbformat.v4.new_markdown_cell
+    path = lesson(tmp_path, md("# One"), md("## Seen\n\n- This.\n\nNext: [02](02.ipynb)."))
+    [(_, old, new)] = tool.lessons(tmp_path)
+    cells = nbformat.reads(new, as_version=4).cells
+    assert [c.id for c in cells[:3]] == ["cell0", "cell1", "exercise-head"] and cells[1].source == "## Seen\n\n- This."
+    assert cells[-1].source == "Next: [02](02.ipynb)." and len({c.id for c in cells}) == len(cells)
+    assert [c.source for c in cells if "check_baseline(baseline)" in c.source] == [EXERCISES["baseline"].stub + "\n\ncheck_baseline(baseline)"]
+    path.write_text(new, encoding="utf-8")
+    assert [(a == b) for _, a, b in tool.lessons(tmp_path)] == [True]
+    for spoil in (new.replace("one softmax does the rest", "a spoiled hint"), new.replace("Nothing comes back so far", "Well done")):
+        assert spoil != new
+        path.write_text(spoil, encoding="utf-8")
+        assert [b for _, _, b in tool.lessons(tmp_path)] == [new]
+
+
+def test_cells_run_as_a_learner_would_run_them(capsys):
+    "The code cells of every lesson, in order, in one namespace; then each with its solution in place of the stub."
+    for number in range(11):
+        space = {}
+        for cell in tool.cells(number):
+            if cell.cell_type == "code":
+                exec(cell.source, space)
+                assert capsys.readouterr().out == "".join(o.text for o in cell.outputs)
+        for e in EXERCISES.values():
+            if e.lesson == number:
+                exec(f"{e.solution}\ncheck_{e.name}({e.name})", space)
+                assert capsys.readouterr().out.startswith(f"{e.name}: right")

@@ -1,0 +1,110 @@
+"TRL's DPOTrainer and ours: the same ids give the same numbers, and pairs.jsonl goes in as it is"
+import os
+from functools import partial
+
+import pytest, torch
+import torch.nn.functional as F
+
+os.environ["TQDM_DISABLE"] = "1"
+import datasets
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+from wikidpo.chat import end_id, load_tokenizer
+from wikidpo.files import read_jsonl, write_jsonl
+from wikidpo.hf import export, from_hf, trl_collator
+from wikidpo.logprobs import PairDataset, collate, pair_logprob
+from wikidpo.miniwiki import DATA
+from wikidpo.model import GPT, GPTConfig, load_checkpoint, save_checkpoint
+from wikidpo.training import TrainConfig, dpo, dpo_step, freeze, lr_at, step_order
+
+TOK, STEPS = load_tokenizer(DATA/"tokenizer.json"), 20
+CFG = TrainConfig(lr=1e-3, batch_size=4, grad_accum=2, warmup=4, seed=3, precision="fp32")
+
+@pytest.fixture(scope="module")
+def tmp(tmp_path_factory):
+    "A folder with pairs.jsonl (20 steps of 8 pairs, some rejected responses cut) and a small random policy, in our form and in Hugging Face's"
+    out = tmp_path_factory.mktemp("trl")
+    rows = read_jsonl(DATA/"pairs.jsonl")[:STEPS * 8]
+    for r in rows[::5]: r |= {"rejected_tokens": r["rejected_tokens"][:7], "rejected": TOK.decode(r["rejected_tokens"][:7]), "rejected_finished": False}
+    write_jsonl(out/"pairs.jsonl", rows)
+    torch.manual_seed(0)
+    save_checkpoint(out/"model.safetensors", GPT(GPTConfig(TOK.get_vocab_size(), 256, n_layer=2, n_head=2, n_embd=48, ffn_dim=96)))
+    export(out/"model.safetensors", DATA/"tokenizer.json", out/"hf")
+    return out
+
+def load(tmp): return AutoModelForCausalLM.from_pretrained(tmp/"hf", dtype=torch.float32)
+
+def trainer(tmp, order=None, model=None, optimizers=(None, None), **kw):
+    "TRL with our recipe; with an order, on our token ids"
+    rows = datasets.load_dataset("json", data_files=str(tmp/"pairs.jsonl"), split="train", cache_dir=str(tmp/"cache"))
+    if order: rows, kw = rows.select(order), dict(remove_unused_columns=False, train_sampling_strategy="sequential") | kw
+    args = DPOConfig(str(tmp/"out"), **dict(beta=CFG.beta, learning_rate=CFG.lr, num_train_epochs=1, per_device_train_batch_size=CFG.batch_size, gradient_accumulation_steps=CFG.grad_accum, bf16=False,
+                     gradient_checkpointing=False, use_cpu=True, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True) | kw)
+    return DPOTrainer(model or load(tmp), ref_model=load(tmp), args=args, train_dataset=rows, processing_class=AutoTokenizer.from_pretrained(tmp/"hf"),
+                      data_collator=trl_collator(TOK) if order else None, optimizers=optimizers)
+
+@pytest.fixture(scope="module")
+def twins(tmp):
+    "Both after 20 optimizer steps from the same weights on the same ids: (our policy, reference and metrics; TRL's trainer and metrics; the pairs)"
+    data, policy = PairDataset(tmp/"pairs.jsonl", TOK, 256), load_checkpoint(tmp/"model.safetensors")
+    ref = freeze(policy)
+    ours = dpo(policy, ref, data, CFG)
+    model = load(tmp)
+    opt = torch.optim.AdamW(model.parameters(), lr=CFG.lr, betas=(.9, .95), weight_decay=0.)
+    theirs = trainer(tmp, sum(step_order(len(data), CFG), []), model, (opt, torch.optim.lr_scheduler.LambdaLR(opt, partial(lr_at, steps=STEPS, warmup=CFG.warmup))))
+    theirs.train()
+    return policy, ref, ours, theirs, [h for h in theirs.state.log_history if "loss" in h], data
+
+def test_losses_and_rewards_agree_at_every_step(twins):
+    _, _, ours, _, theirs, _ = twins
+    assert len(ours) == len(theirs) == STEPS and abs(ours[0]["loss"] - .693147) < 1e-5 and ours[-1]["loss"] < ours[0]["loss"] - .01
+    names = {"loss": "loss", "reward/chosen": "rewards/chosen", "reward/rejected": "rewards/rejected", "reward/margin": "rewards/margins", "reward/accuracy": "rewards/accuracies", "grad_norm": "grad_norm", "lr": "learning_rate"}
+    for a, b in zip(ours, theirs):
+        for x, y in names.items(): assert abs(a[x] - b[y]) < 1e-4, (a["step"], x, a[x], b[y])
+
+def test_every_pair_has_the_same_log_probabilities(twins, tmp):
+    policy, ref, _, theirs, _, data = twins
+    rows, moved = read_jsonl(tmp/"pairs.jsonl")[:16], []
+    for ours, model in ((policy, theirs.model), (ref, theirs.ref_model)):
+        with torch.no_grad(): a = torch.stack(pair_logprob(ours, *collate([data[i] for i in range(16)])))
+        b = torch.stack(theirs.compute_ref_log_probs(model, theirs.data_collator(rows)))
+        assert (a - b).abs().max() < 1e-4
+        moved.append(a)
+    assert (moved[0] - moved[1]).abs().min() > 1e-3                        # the policies did train
+
+def test_gradients_point_the_same_way(twins, tmp):
+    policy, ref, _, theirs, _, data = twins
+    policy.zero_grad(); theirs.model.zero_grad()
+    dpo_step(policy, ref, [collate([data[i] for i in range(8)])], CFG)
+    theirs.training_step(theirs.model, theirs.data_collator(read_jsonl(tmp/"pairs.jsonl")[:8]))
+    back = from_hf({k: p.grad for k, p in theirs.model.named_parameters()}, policy.cfg, "TRL")
+    a, b = (torch.cat([g[k].flatten() for k in back]).double() for g in ({k: p.grad for k, p in policy.named_parameters()}, back))
+    assert a.norm() > 0 and F.cosine_similarity(a, b, 0) > .9999
+
+def test_weights_agree_after_20_steps(twins, tmp):
+    policy, ref, _, theirs, _, _ = twins
+    back, start = from_hf(theirs.model.state_dict(), policy.cfg, "TRL"), ref.state_dict()
+    for k, w in policy.state_dict().items(): assert (w - back[k]).abs().max() < 1e-5, k
+    assert max((back[k] - start[k]).abs().max() for k in back) > 1e-3
+
+def test_pairs_jsonl_goes_in_as_it_is(tmp):
+    as_is = trainer(tmp, max_steps=2)
+    as_is.train()
+    first, row = as_is.state.log_history[0], as_is.train_dataset[0]
+    assert abs(first["loss"] - .693147) < 1e-5 and as_is.state.global_step == 2 and len(as_is.train_dataset) == STEPS * 8
+    assert TOK.decode(row["prompt_ids"]) == row["prompt"] and row["rejected_ids"][-1] == end_id(TOK)      # no template, and an end that was never reached
+    batch = next(iter(as_is.get_train_dataloader()))
+    assert set(batch) == {"input_ids", "attention_mask", "completion_mask"}                               # none of our other columns gets that far
+
+def test_collator_hands_over_the_sampled_ids(tmp):
+    data, rows = PairDataset(tmp/"pairs.jsonl", TOK, 256), read_jsonl(tmp/"pairs.jsonl")
+    batch, (c, cm, r, rm) = trl_collator(TOK)(rows[:12]), collate([data[i] for i in range(12)])
+    assert torch.equal(batch["input_ids"], torch.cat([c, r])) and torch.equal(batch["completion_mask"], torch.cat([cm, rm]))
+    assert rows[0]["rejected_finished"] is False and end_id(TOK) not in r[0][rm[0].bool()]
+    assert trl_collator(TOK, 20)(rows[:12])["input_ids"].shape[1] == 20
+
+def test_collator_tokenises_rows_without_ids(tmp):
+    row = read_jsonl(tmp/"pairs.jsonl")[1]
+    full, five = (trl_collator(TOK)([r]) for r in (row, {k: row[k] for k in ("prompt", "chosen", "rejected")}))
+    with_end = trl_collator(TOK)([{"prompt": row["prompt"], **{k: row[k] + "<|end|>" for k in ("chosen", "rejected")}}])     # as TRL hands rows on
+    assert torch.equal(full["input_ids"], five["input_ids"]) and torch.equal(five["input_ids"], with_end["input_ids"])
