@@ -10,7 +10,7 @@ VENV_FLAGS := $(if $(SYSTEM_TORCH),--system-site-packages)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lesson lab teacher test test-slow test-browser test-vllm evidence evidence-trl bench export readme clean
+.PHONY: help install lesson lab teacher test test-slow test-browser test-vllm evidence evidence-trl evidence-rlhf evidence-sweep bench export readme clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,12 @@ evidence: install ## measure the default run again: five seeds, and ten times th
 evidence-trl: install ## measure the last table of lesson 09 again: our trainer and TRL's, five seeds (about 15 minutes)
 	@$(BIN)/python tools/trl_seeds.py
 
+evidence-rlhf: install ## measure the table of lesson 00 again: DPO and PPO on the same pairs (half an hour)
+	@$(BIN)/python tools/rlhf_run.py
+
+evidence-sweep: install ## measure the table of lesson 10 again: three betas, three seeds (about 10 minutes)
+	@$(BIN)/python tools/beta_sweep.py
+
 bench: install ## measure speed against the lesson's way, vLLM, transformers and TRL (about 20 minutes; ARGS="train": one row): benchmarks/README.md
 	@$(MAKE) -s teacher || echo "bench: goes on without vLLM" >&2
 	@$(MAKE) -s .venv-peers/.installed || echo "bench: goes on without transformers and TRL" >&2
@@ -76,6 +82,7 @@ bench: install ## measure speed against the lesson's way, vLLM, transformers and
 
 export: install ## write wikidpo/ and README.md from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev_export
+	@$(BIN)/python tools/exercises.py
 	@$(BIN)/nbdev_clean
 	@$(BIN)/python tools/readme.py
 

@@ -41,7 +41,7 @@ def test_sigint_then_the_same_command_gives_the_same_bytes(whole, tmp_path):
         await app(scope, receive, send)
     with serving(counting) as url:
         words = ["mine", "--out", str(tmp_path/"run"), "--n-prompts", str(N), "--max-new", "48", "--teacher.url", url]
-        p = subprocess.Popen([sys.executable, "-c", "from wikidpo.cli import main; main()", *words], stderr=subprocess.PIPE, text=True)
+        p = subprocess.Popen([sys.executable, "-c", "from wikidpo.cli import main; main()", *words], stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # SIGINT is ignored where the tests run in a shell's background
         samples = tmp_path/"run"/"samples.jsonl"
         while not (samples.exists() and samples.read_bytes().count(b"\n") > 100): time.sleep(.02); assert p.poll() is None, p.stderr.read()
         p.send_signal(signal.SIGINT)

@@ -133,7 +133,7 @@ def test_sigint_then_the_same_command_samples_no_unit_twice(up, tmp_path, monkey
     url, = up(log)
     monkeypatch.setenv("WIKIDPO_POLICY_KEY", KEY)
     words = [sys.executable, "-c", "from wikidpo.cli import main; main()", "mine", *WORDS, "--policy-url", url, "--policy-concurrency", "4", "--out", str(tmp_path/"run")]
-    p = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     done = tmp_path/"run"/"responses.jsonl"
     while not (done.exists() and done.stat().st_size): time.sleep(.01); assert p.poll() is None, p.stderr.read()
     p.send_signal(signal.SIGINT)

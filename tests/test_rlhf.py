@@ -41,7 +41,7 @@ def test_gae_is_the_definition_whatever_stands_around_the_answer(spans, gamma, l
     r, v = torch.randn(len(spans), T, generator=g).double() * mask, torch.randn(len(spans), T, generator=g).double()
     adv, ret = gae(r, v, mask, gamma, lam)
     for i, (a, n) in enumerate(spans):
-        want = torch.tensor(by_definition(r[i, a:a + n].tolist(), v[i, a:a + n].tolist(), gamma, lam)).double()
+        want = torch.tensor(by_definition(r[i, a:a + n].tolist(), v[i, a:a + n].tolist(), gamma, lam), dtype=torch.float64)
         assert torch.allclose(adv[i, a:a + n], want, atol=1e-9) and torch.allclose(ret[i, a:a + n], want + v[i, a:a + n], atol=1e-9)
     assert not (adv * (1 - mask)).any() and not (ret * (1 - mask)).any()
 

@@ -157,7 +157,7 @@ def test_cancelled_calls_end_in_the_server(vllm):
 
 def command(*words, **env):
     return subprocess.Popen([sys.executable, "-c", "from wikidpo.cli import main; main()", *map(str, words)], env=os.environ | {"TQDM_DISABLE": "1"} | env,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 def test_ctrl_c_in_mine_ends_its_requests_and_the_rest_follows(vllm, tmp_path):
     "`wikidpo mine`, stopped and started again: no request outlives it, nothing is asked twice, and every answer has a score"
