@@ -10,7 +10,7 @@ VENV_FLAGS := $(if $(SYSTEM_TORCH),--system-site-packages)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lesson lab teacher test test-slow test-browser test-vllm evidence evidence-trl evidence-rlhf evidence-sweep bench export readme clean
+.PHONY: help install lesson lab teacher test test-slow test-browser test-vllm evidence evidence-trl evidence-rlhf evidence-sweep evidence-pairs pictures bench export readme clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ test-slow: install ## run the tests that take longer
 test-browser: install ## run the lessons and the widgets in a real JupyterLab and Chromium (Debian: apt-get install chromium); pictures in runs/browser
 	@$(BIN)/python -m pytest -m browser tests/test_browser.py $(ARGS)
 
+pictures: ## take the pictures of the widgets for the README again: runs the browser tests of the widgets
+	@$(MAKE) -s test-browser ARGS="-k 'not lesson'"
+	@for w in beta inspector tokens player vote; do cp runs/browser/$${w}_light.png images/widget_$$w.png; done
+
 test-vllm: install teacher ## run the tests against a real vLLM, which serves MiniWiki; on a CPU too (about 3 minutes)
 	@$(BIN)/python -m pytest -m vllm $(ARGS)
 
@@ -68,6 +72,9 @@ evidence-rlhf: install ## measure the table of lesson 00 again: DPO and PPO on t
 
 evidence-sweep: install ## measure the table of lesson 10 again: three betas, three seeds (about 10 minutes)
 	@$(BIN)/python tools/beta_sweep.py
+
+evidence-pairs: install ## measure the tables of lesson 05 again: whose answers, which filters; three seeds (about 15 minutes)
+	@$(BIN)/python tools/pairs_study.py
 
 bench: install ## measure speed against the lesson's way, vLLM, transformers and TRL (about 20 minutes; ARGS="train": one row): benchmarks/README.md
 	@$(MAKE) -s teacher || echo "bench: goes on without vLLM" >&2

@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 THREADS, PATIENCE = torch.get_num_threads(), 900 # seconds for one measurement
 ENVS = {"": sys.executable, "peers": str(HERE.parent/".venv-peers/bin/python"), "vllm": str(HERE.parent/".venv-vllm/bin/python")}
 WHO = {"ours": ("this project", ""), "lesson": ("the lesson's way", ""), "trl": ("TRL", "peers"), "huggingface": ("transformers' generate", "peers"), "vllm": ("vLLM", "vllm"),
-       "float32": ("float32", ""), "bfloat16": ("bfloat16", "")} # name in the worker: (in words, environment)
+       "float32": ("float32", ""), "bfloat16": ("bfloat16", ""), "memory": ("float32, summed", "")} # name in the worker: (in words, environment)
 SHAPES = {"110M": GPTConfig(ffn_dim=2048), "124M": GPTConfig(), "tiny": GPTConfig(2112, 1024, 2, 2, None, 64, 128)}
 PROMPT = 60 # tokens of an instruction; the template adds 7
 
@@ -36,7 +36,9 @@ class Row:
     unit:str="tokens/s"
     targets:dict=field(default_factory=dict) # contestant: how many times as fast; or value (at least), seconds, peak_gb (at most), of_peak (at least)
     rounds:int=3
-    flop:float=0. # floating-point operations in one unit of the work
+    flop:float=0. # floating-point operations in one unit of the work as described
+    least:float=0. # floating-point operations that our way cannot leave out
+    bytes:float=0. # and bytes that it must read from memory, where that counts
 
 
 def flop(cfg, length, passes=1, context=None):
@@ -45,23 +47,33 @@ def flop(cfg, length, passes=1, context=None):
     return passes * length * (2 * weights + cfg.n_layer * 4 * cfg.n_embd * (context or length / 2))
 
 
+def sampling_bytes(cfg, rows, k, prompt, new):
+    "Read from memory for each token of `rows` responses: the weights, shared by all rows, the keys and values of its own response, and those of its prompt, shared by k rows; bf16"
+    weights = cfg.n_layer * (4 * cfg.n_embd**2 + 3 * cfg.n_embd * cfg.ffn_dim) + cfg.vocab_size * cfg.n_embd
+    return 2 * (weights / rows + 2 * cfg.n_layer * cfg.n_embd * (new / 2 + prompt / k))
+
+
 def table(quick):
     "All rows; quick: the same kinds of work, of a size for a test"
     big, bigger = ("tiny", "tiny") if quick else ("110M", "124M")
     cpu, gpu = dict(device="cpu", dtype="bfloat16", threads=THREADS), dict(device="cuda", dtype="bfloat16", threads=THREADS)
     size, prompts, new, pairs, long, batch, accum = (64, 2, 8, 4, 96, 2, 2) if quick else (2048, 16, 256, 32, 323, 4, 8)
     draw, learn = dict(prompts=prompts, batch=prompts, temps=(.7, .9, 1.1, 1.3), max_new=new, extrapolate=True), dict(pairs=pairs, long=long, batch=batch, accum=accum)
+    share = (PROMPT + 7) / (2 * long) # of a pair's tokens, the prompt's second copy
     mini, small = dict(model="miniwiki", max_new=new if quick else 64, prompts=prompts if quick else 64, batch=16, dtype="float32", extrapolate=False), f"{big[:-1]} M parameters" if not quick else "a tiny model"
     return {
-        "product": Row(f"product of two {size} × {size} matrices", "yardstick.py", cpu | dict(size=size, times=5), ("float32", "bfloat16"), "GFLOP/s", rounds=5),
-        "sample": Row(f"{4 * prompts} responses of {new} tokens, {small}, bf16", "sample.py", cpu | draw | dict(model=big), ("ours", "vllm", "huggingface", "lesson"), targets={"vllm": 1.5, "lesson": 60}, flop=flop(SHAPES[big], 1, context=PROMPT + new / 2)),
+        "product": Row(f"product of two {size} × {size} matrices", "yardstick.py", cpu | dict(size=size, times=20), ("float32", "bfloat16"), "GFLOP/s", rounds=9),
+        "memory": Row(f"reading {4e-3 * size**2 * 25:,.0f} MB from memory", "yardstick.py", cpu | dict(size=25 * size**2, times=3), ("memory",), "GB/s", rounds=5),
+        "sample": Row(f"{4 * prompts} responses of {new} tokens, {small}, bf16", "sample.py", cpu | draw | dict(model=big), ("ours", "vllm", "huggingface", "lesson"), targets={"vllm": 1.5, "lesson": 60},
+                      flop=flop(SHAPES[big], 1, context=PROMPT + new / 2), least=flop(SHAPES[big], 1, context=PROMPT + new / 2), bytes=sampling_bytes(SHAPES[big], 4 * prompts, 4, PROMPT, new)),
         "sample-miniwiki": Row(f"{4 * mini['prompts']} responses of up to {mini['max_new']} tokens, MiniWiki's 2 M parameters, fp32", "sample.py", cpu | draw | mini, ("ours", "lesson"), targets={"lesson": 25}),
-        "train": Row(f"an optimizer step of DPO on {pairs} pairs of 2 × {long} tokens and their reference, {small}, bf16", "train.py", cpu | learn | dict(model=big), ("ours", "trl", "lesson"), "pairs/s", {"trl": 3, "lesson": 2.5}, 2, 2 * flop(SHAPES[big], long, 4)),
+        "train": Row(f"an optimizer step of DPO on {pairs} pairs of 2 × {long} tokens, {small}, bf16; the reference cached by those who can, its time beside", "train.py", cpu | learn | dict(model=big), ("ours", "trl", "lesson"), "pairs/s", {"trl": 3, "lesson": 2.5}, 2,
+                     2 * flop(SHAPES[big], long, 3), (1 - share) * 2 * flop(SHAPES[big], long, 3)),
         "lesson": Row("`make lesson` after installation", "yardstick.py", cpu | dict(args=["--mine.n-prompts", "64", "--judge.n", "16"] if quick else []), ("lesson",), "s", {"seconds": 90}, 1),
         "gpu-product": Row("product of two 8192 × 8192 matrices", "yardstick.py", gpu | dict(size=8192, times=20), ("bfloat16",), "GFLOP/s", rounds=5),
         "gpu-sample": Row("1,024 responses of 150 tokens, 124 M parameters", "sample.py", gpu | draw | dict(model=bigger, prompts=256, batch=256, max_new=150), ("ours",), targets={"value": 150_000}),
         "gpu-beside": Row("64 responses of 256 tokens: memory beside a teacher", "sample.py", gpu | draw | dict(model=bigger), ("ours",), targets={"peak_gb": 5}),
-        "gpu-train": Row("DPO, one epoch over 10,000 pairs of 2 × 323 tokens, 124 M parameters", "train.py", gpu | learn | dict(model=bigger, pairs=10_000, batch=32, accum=1), ("ours",), "pairs/s", {"seconds": 20, "of_peak": .4}, 1, 2 * flop(SHAPES[bigger], 323, 4)),
+        "gpu-train": Row("DPO, one epoch over 10,000 pairs of 2 × 323 tokens, 124 M parameters", "train.py", gpu | learn | dict(model=bigger, pairs=10_000, batch=32, accum=1), ("ours",), "pairs/s", {"seconds": 20, "of_peak": .4}, 1, 2 * flop(SHAPES[bigger], 323, 3)),
         "gpu-long": Row("DPO on pairs of 2 × 1,024 tokens: memory", "train.py", gpu | learn | dict(model=bigger, long=1024), ("ours",), "pairs/s", {"peak_gb": 12}, 1),
     }
 
@@ -142,13 +154,30 @@ def summary(repeats, unit):
     return {"value": statistics.median(values), "low": min(values), "high": max(values)} | {k: statistics.median(r[k] for r in repeats) if isinstance(v, float) else v for k, v in repeats[0].items() if k != "amount"}
 
 
-def compare(row, found, peak):
-    "What the row says about its targets: ratios, shares of the matrix rate"
+def whole(contestant):
+    "Seconds of a measurement, the reference's pass included where it was apart; None if there are none"
+    return contestant["seconds"] + contestant.get("reference_s", 0.) if "seconds" in contestant else None
+
+
+def compare(row, found, peak, memory=None):
+    "What the row says about its targets: ratios, shares of the matrix rate, and what this machine allows: the products at its matrix rate (GFLOP/s), and the reading at its memory's (GB/s)"
     first, out = found[row.who[0]], {}
     if "value" not in first: return out
-    if len(row.who) > 1 and row.who[0] == "ours": out["times_as_fast_as"] = {name: first["value"] / c["value"] for name, c in found.items() if name != "ours" and "value" in c}
+    if len(row.who) > 1 and row.who[0] == "ours":
+        out["times_as_fast_as"] = {name: first["value"] / c["value"] for name, c in found.items() if name != "ours" and "value" in c}
+        if "reference_s" in first: out["with_reference"] = {name: whole(c) / whole(first) for name, c in found.items() if name != "ours" and "value" in c}
     if row.flop and peak: out["of_peak"] = {name: c["value"] * row.flop / 1e9 / peak for name, c in found.items() if "value" in c}
+    if row.least and peak and (memory or not row.bytes): out["limit"] = 1 / (row.least / 1e9 / peak + row.bytes / 1e9 / (memory or 1))
     return out
+
+
+def judge(rows, known):
+    "Compare the contestants of all rows and look at the targets, with the machine's own rates as they were measured last: its best, since other tenants of a shared machine take from them"
+    best = lambda row, who: rows.get(row, {}).get("contestants", {}).get(who, {}).get("high")
+    for name, r in rows.items():
+        compared = compare(known[name], r["contestants"], best("gpu-" * name.startswith("gpu-") + "product", "bfloat16"), best("memory", "memory"))
+        for k in ("times_as_fast_as", "with_reference", "of_peak", "limit"): r.pop(k, None)
+        r |= compared | {"verdicts": list(verdict(known[name], r["contestants"], compared))}
 
 
 def machine():
@@ -170,17 +199,18 @@ def verdict(row, found, compared):
     "(target in words, reached or not) for each target of a row"
     first = found[row.who[0]]
     for name, goal in row.targets.items():
-        if name in WHO: reached, words = compared.get("times_as_fast_as", {}).get(name), f"{goal} × {WHO[name][0]}"
+        most = None
+        if name in WHO: reached, words, most = compared.get("times_as_fast_as", {}).get(name), f"{goal} × {WHO[name][0]}", compared["limit"] / found[name]["value"] if "limit" in compared and "value" in found[name] else None
         elif name == "of_peak": reached, words = compared.get("of_peak", {}).get(row.who[0]), f"{goal:.0%} of the matrix rate"
-        else: reached, words = first.get(name if name != "seconds" or row.unit != "s" else "value"), {"value": f"{goal:,} {row.unit}", "seconds": f"{goal} s", "peak_gb": f"under {goal} GB"}[name]
+        else: reached, words = whole(first) if name == "seconds" and row.unit != "s" else first.get("value" if name == "seconds" else name), {"value": f"{goal:,} {row.unit}", "seconds": f"{goal} s", "peak_gb": f"under {goal} GB"}[name]
         if reached is None: yield words, "did not run"
-        else: yield words, ("reached" if (reached <= goal if name in ("seconds", "peak_gb") else reached >= goal) else "missed") + f": {reached:.0%}" * (name == "of_peak") + f": {number(reached)}" * (name != "of_peak")
+        else: yield words, ("reached" if (reached <= goal if name in ("seconds", "peak_gb") else reached >= goal) else "missed") + f": {reached:.0%}" * (name == "of_peak") + f": {number(reached)}" * (name != "of_peak") + (f"; at this machine's measured rates at most {number(most)}" if most and reached < goal else "")
 
 
 def page(results):
     "README.md"
     lines = ["<!-- Written by benchmarks/bench.py: run `make bench`. -->", "", "# Benchmarks", "", "`make bench` measures all of this again, `make bench ARGS=\"train\"` some rows. Every repeat, and what each contestant was told to do, is in [results.json](results.json).", "",
-             "In each table all contestants do the same work, each in a process and an environment of its own, one measurement each in turn; medians are compared. \"Of the matrix rate\" counts the operations of the work as described (all weights and the attention, for every token made or trained on; in training forward, backward and reference), and divides by the rate of the bfloat16 product in the first table: what a contestant manages to leave out counts as speed. Loading, compiling and warming up stand in the last column and count for nobody.", "",
+             "In each table all contestants do the same work, each in a process and an environment of its own, one measurement each in turn; medians are compared. \"Of the matrix rate\" counts the operations of the work as described (all weights and the attention, for every token made or trained on; in training forward and backward), and divides by the best rate of the bfloat16 product in the first table: what a contestant manages to leave out counts as speed. Where a target is missed, the line says what these products and the necessary reading of weights, keys and values alone would allow at the best rates of the first two tables. Loading, compiling and warming up stand in the last column and count for nobody.", "",
              "Machine: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in results["machine"].items() if v is not None) + ".", ""]
     for name, r in results["rows"].items():
         lines += [f"## {name}: {r['what']}", "", f"| | {r['unit']}, median | lowest to highest | this project is faster by | of the matrix rate | to get ready |", "|---|---|---|---|---|---|"]
@@ -188,6 +218,7 @@ def page(results):
             ratio, share = r.get("times_as_fast_as", {}).get(who), r.get("of_peak", {}).get(who)
             facts = "".join(f"; {k.replace('_', ' ')} {number(v) if isinstance(v, float) else v}" for k, v in c.items() if k in ("reference_s", "peak_gb", "estimated"))
             lines.append(f"| {WHO[who][0]}{facts} | " + (f"{number(c['value'])} | {number(c['low'])} to {number(c['high'])} | {f'{ratio:.2f} ×' if ratio else ''} | {f'{share:.0%}' if share else ''} | {c['ready_s']:.0f} s |" if "value" in c else f"did not run: {c['did_not_run']} | | | | |"))
+        if "with_reference" in r: lines += ["", "With the reference's own pass counted, as in a first epoch: " + ", ".join(f"{v:.2f} × {WHO[who][0]}" for who, v in r["with_reference"].items()) + "."]
         lines += ["", *[f"Target: {words}: {said}." for words, said in r["verdicts"]], ""]
     return "\n".join(lines).replace("\n\n\n", "\n\n")
 
@@ -207,13 +238,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for name in args.rows or known:
             row = replace(known[name], rounds=args.rounds or known[name].rounds)
-            found = measure(row, folder)
-            yard = results["rows"].get(("gpu-" if row.task["device"] == "cuda" else "") + "product", {}).get("contestants", {}).get("bfloat16", {})
-            compared = compare(row, found, yard.get("value"))
-            results["rows"][name] = {"what": row.what, "unit": row.unit, "task": row.task, "measured": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "contestants": found, **compared, "verdicts": list(verdict(row, found, compared))}
+            results["rows"][name] = {"what": row.what, "unit": row.unit, "task": row.task, "measured": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "contestants": measure(row, folder)}
+            judge(results["rows"], known)
             results["rows"] = {k: results["rows"][k] for k in known if k in results["rows"]}
             write_atomic(path, json.dumps(results, indent=1) + "\n"); write_atomic(args.out/"README.md", page(results))
-            print(f"{name}: " + "; ".join(f"{WHO[w][0]} " + (f"{number(c['value'])} {row.unit}" if "value" in c else f"did not run ({c['did_not_run']})") for w, c in found.items()) + "".join(f"; target {a}: {b}" for a, b in results["rows"][name]["verdicts"]), flush=True)
+            print(f"{name}: " + "; ".join(f"{WHO[w][0]} " + (f"{number(c['value'])} {row.unit}" if "value" in c else f"did not run ({c['did_not_run']})") for w, c in results["rows"][name]["contestants"].items()) + "".join(f"; target {a}: {b}" for a, b in results["rows"][name]["verdicts"]), flush=True)
 
 
 if __name__ == "__main__": main()

@@ -1,4 +1,4 @@
-"What everything else is held against: how fast this machine multiplies matrices, and how long the whole lesson takes"
+"What everything else is held against: how fast this machine multiplies matrices and reads memory, and how long the whole lesson takes"
 import subprocess, sys, tempfile
 from time import perf_counter
 
@@ -19,6 +19,16 @@ def product(dtype):
     return get_ready
 
 
+def memory(task):
+    import torch
+    x = torch.ones(task["size"])                                     # float32, far larger than the caches
+    def run():
+        for _ in range(task["times"]): x.sum()
+        return task["times"] * 4 * task["size"] / 1e9
+    run()
+    return run
+
+
 def lesson(task):
     def run():
         with tempfile.TemporaryDirectory() as out:
@@ -28,4 +38,4 @@ def lesson(task):
     return run
 
 
-if __name__ == "__main__": serve({"float32": product("float32"), "bfloat16": product("bfloat16"), "lesson": lesson})
+if __name__ == "__main__": serve({"float32": product("float32"), "bfloat16": product("bfloat16"), "memory": memory, "lesson": lesson})

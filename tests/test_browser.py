@@ -381,6 +381,27 @@ def test_hostile_text_is_only_text(attack):
     shoot(attack, inspector, "hostile")
 
 
+@pytest.mark.parametrize("end", ["import os; os._exit(1)", "restart", "shut down"])
+def test_a_stopped_kernel_is_announced(lab, end):
+    "Whether it crashed, was restarted or was shut down: the widget says so, once, and works again when its cell is run again"
+    name = f"gone_{end.split()[0]}.ipynb"
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("from wikidpo.widgets import BetaSlider\nBetaSlider([-3., 1., 8.])")], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
+    nbformat.write(nb, lab.tree/name)
+    with lab.open(name) as page:
+        run_all(page, 1)
+        note_ = page.get_by_text("The kernel has stopped.")
+        assert note_.count() == 0
+        session = "jupyterapp.shell.currentWidget.sessionContext"
+        if end == "restart": page.evaluate(f"{session}.session.kernel.restart()")
+        elif end == "shut down": page.evaluate(f"{session}.shutdown()")
+        else: page.evaluate(f"code => {{ {session}.session.kernel.requestExecute({{code}}); }}", end)
+        wait(page, lambda: note_.count() == 1, 30)
+        if end == "restart":
+            page.locator(".wikidpo").screenshot(path=SHOTS/"kernel_gone.png")
+            run_all(page, 1)
+            wait(page, lambda: note_.count() == 0)
+
+
 def test_ten_thousand_pairs(attack):
     w = attack.get_by_role("region", name="Pair inspector").nth(1)
     w.scroll_into_view_if_needed()
@@ -418,5 +439,5 @@ def test_lesson_runs_in_the_browser(lab, lesson):
         note(f"lesson {Path(lesson).stem}", 1000 * (time.monotonic() - start))
         for i, w in enumerate(page.locator(".wikidpo").all()):
             w.scroll_into_view_if_needed()
-            if (step := w.get_by_label("step", exact=True)).count(): step.fill("25")
+            if (step := w.get_by_label("step", exact=True)).count(): step.fill("9")
             w.screenshot(path=SHOTS/f"lesson_{Path(lesson).stem[:2]}_{i}.png")

@@ -1,13 +1,14 @@
 "Reading run folders: columns, missing and broken parts, and the figure"
 import io, math
 
-import pytest
+import pytest, yaml
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from runfolder import make_run, metrics, write_jsonl
+from wikidpo.cli import main
 from wikidpo.files import UserError
-from wikidpo.runs import PANELS, curves, load_run, trailing_mean
+from wikidpo.runs import PANELS, curves, doctor, load_run, signs, trailing_mean
 
 
 def test_a_whole_run(tmp_path):
@@ -89,3 +90,70 @@ def test_two_runs_are_told_apart_by_name(tmp_path):
     assert not curves(a).legends
     assert [t.get_text() for t in curves(a, b).legends[0].get_texts()] == ["cool", "hot $x_1$"]
     curves(a, b).savefig(io.StringIO(), format="svg")
+
+
+def sick(path, change=lambda rows: None, watched=None, **train):
+    "A run folder with some numbers changed; `watched`: the lines of margins.jsonl"
+    make_run(path, ("train",))
+    (path/"config.yaml").write_text(yaml.safe_dump({"train": {"beta": .1} | train}))
+    rows = metrics()
+    change(rows)
+    write_jsonl(path/"metrics.jsonl", rows)
+    if watched: write_jsonl(path/"margins.jsonl", watched)
+    return path
+
+def scale(**by):
+    def change(rows):
+        for r in rows: r.update({k: r[k] * f for k, f in by.items()})
+    return change
+
+def put(at, **values): return lambda rows: rows[at].update(values)
+BY_TOKEN, TOKENS = [[-8., -20.], [-3., -9.]], [[10, 40], [5, 20]]
+def watching(logps, z=2.): return [{"step": 0, "z": [0., 0.], "logps": logps, "token_by_token": BY_TOKEN, "tokens": TOKENS}, {"step": 120, "z": [z, z]}]
+R = {k: f"reward/{k}" for k in ("chosen", "rejected", "margin", "accuracy")}
+
+def test_the_doctor_finds_health(tmp_path):
+    for path in (sick(tmp_path/"bare"), sick(tmp_path/"watched", watched=watching(BY_TOKEN))):
+        text, cause = doctor(path)
+        assert cause == "" and "FAILS" not in text and text.endswith("healthy, as far as this folder says")
+    assert [s.holds for s in signs(load_run(tmp_path/"bare"))].count(None) == 1                        # without margins.jsonl one sign cannot be told
+    assert all(s.holds for s in signs(load_run(tmp_path/"watched")))
+
+@pytest.mark.parametrize("words, how", [
+    ("not the policy's start", dict(change=put(0, loss=.69320))),
+    ("not the policy's start", dict(change=put(0, **{R["margin"]: 1e-7}))),
+    ("a mean over the tokens", dict(watched=watching([[a / n for a, n in zip(*x)] for x in zip(BY_TOKEN, TOKENS)]))),
+    ("other tokens count", dict(watched=watching([[-22., -35.], [-17., -24.]]))),
+    ("other tokens count", dict(watched=watching([[-7.6, -19.2], [-2.6, -8.5]]))),                      # as if <|end|> were left out
+    ("trains along", dict(change=scale(**{R["margin"]: 0.}))),
+    ("trains along", dict(change=scale(**{R["margin"]: .02}), watched=watching(BY_TOKEN, 40.))),
+    ("learning rate is too high", dict(change=scale(**{R["chosen"]: 20.}))),
+    ("beta is too low", dict(change=scale(**{R["chosen"]: 5.}), beta=.02)),
+    ("beta is too low: the policy has moved", dict(change=lambda rows: [r.update({"loss": math.log(2) - .001 * r["step"] / 120, R["margin"]: r[R["margin"]] / 200, R["chosen"]: 0.}) for r in rows], beta=.002)),
+    ("learning rate is too low", dict(change=lambda rows: [r.update({"loss": math.log(2), R["margin"]: 1e-5 * r["step"] * (r["step"] > 1)}) for r in rows])),
+    ("learning rate is too high", dict(change=lambda rows: [r.update(grad_norm=r["grad_norm"] * (1 + r["step"] / 40)) for r in rows])),
+    ("known by heart", dict(change=lambda rows: [r.update(loss=.01) for r in rows[10:]])),
+    ("wrong way round", dict(change=scale(**{R["margin"]: -1.}))),
+    ("known by heart", dict(change=lambda rows: [r.update({R["accuracy"]: 1.}) for r in rows])),
+])
+def test_the_doctor_names_the_illness(tmp_path, words, how):
+    text, cause = doctor(sick(tmp_path/"run", **how))
+    assert words in cause and "FAILS" in text, text
+
+@pytest.mark.parametrize("kind, first", [("ipo", 25.), ("hinge", 1.)])
+def test_the_first_loss_of_other_losses(tmp_path, kind, first):
+    "ln 2 is that of DPO; two equal models have another one under IPO and hinge"
+    good = sick(tmp_path/"good", change=lambda rows: [r.update(loss=first * r["loss"] / math.log(2)) for r in rows], loss=kind)
+    assert signs(load_run(good))[0].holds and not signs(load_run(sick(tmp_path/"bad", loss=kind)))[0].holds
+
+def test_the_doctor_says_when_it_is_too_early_or_nothing_is_there(tmp_path):
+    path = sick(tmp_path/"run", change=lambda rows: rows.__delitem__(slice(3, None)))
+    assert "3 steps are too few" in doctor(path)[0] and doctor(path)[1] == ""
+    with pytest.raises(UserError, match="no metrics.jsonl yet"): doctor(make_run(tmp_path/"mined", ("mine",)))
+
+def test_the_command(tmp_path, capsys):
+    main(["doctor", str(sick(tmp_path/"well"))])
+    assert "ok     the first loss" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as e: main(["doctor", str(sick(tmp_path/"ill", change=put(0, loss=.7)))])
+    said = capsys.readouterr()
+    assert e.value.code == 2 and said.err.startswith("error: ") and "is sick: the reference is not the policy's start" in said.err and "FAILS" in said.out

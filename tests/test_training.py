@@ -130,6 +130,16 @@ def test_every_field_of_the_configuration_changes_something_or_is_refused(tmp_pa
     run("again", seed=7); assert len(set((tmp_path/".cache").iterdir()) - kept) == 1
     with pytest.raises(UserError, match="train.reference: expected one of cached, live, found 'none'"): replace(BASE, reference="none")
 
+def test_the_watched_pairs_are_computed_twice(tmp_path, data):
+    "margins.jsonl holds two independent computations of the reference's log-probabilities, the second one token by token"
+    write_jsonl(tmp_path/"pairs.jsonl", data.pairs)
+    train(POLICY, replace(BASE, pairs=str(tmp_path/"pairs.jsonl"), wandb="disabled"), tmp_path/"run")
+    first = read_jsonl(tmp_path/"run"/"margins.jsonl")[0]
+    watched = range(0, 44, 44 // 32)[:8]
+    want = torch.tensor([[by_definition(MODEL, data.rows[i][0], r) for r in data.rows[i][1:]] for i in watched])
+    assert first["tokens"] == [[len(r) for r in data.rows[i][1:]] for i in watched]
+    for name in ("logps", "token_by_token"): assert torch.allclose(torch.tensor(first[name])[:8], want.float(), atol=1e-3), name
+
 def test_a_run_that_explodes_says_so_and_leaves_no_checkpoint(tmp_path):
     with pytest.raises(UserError, match="lower train.lr"): train(POLICY, replace(BASE, pairs=str(DATA/"pairs.jsonl"), lr=1e30, wandb="disabled"), tmp_path/"run")
     assert not (tmp_path/"run"/"dpo.pt").exists()

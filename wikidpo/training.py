@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .adopt import save_policy
+from .adopt import full_logits, save_policy
 from .files import QUIET, JsonlWriter, UserError, read_jsonl, update_json, write_atomic
 from .logprobs import PairDataset, Scorer, collate, pair_logprob, score_pairs, seq_logprob, weights_digest
 from .loss import KINDS, implicit_reward, margin, preference_loss
@@ -161,16 +161,27 @@ def _wandb_run(cfg, out, config):
     return wandb.init(project=cfg.project, name=out.name, dir=str(out), config=config, mode=mode, settings=wandb.Settings(silent=True),
                       id=earlier[-1].name.split("-")[-1] if earlier else None, resume="allow")
 
-def _watch(cfg, out, model, ref, dataset, steps): # look(step): a dozen times in a run, the margins of some pairs go to margins.jsonl
+def _token_by_token(model, dataset, i, precision): # what `pair_logprob` must say of one pair, the obvious way: no batch, no padding, no mask
+    p, *responses = dataset.rows[i]
+    device, said = next(model.parameters()).device, []
+    for r in responses:
+        ids = (p + r)[:dataset.block_size]
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"): logp = full_logits(model, torch.tensor([ids], device=device))[0].float().log_softmax(-1)   # (T, vocab_size)
+        said.append(sum(logp[t - 1, ids[t]].item() for t in range(len(p), len(ids))))
+    return said
+
+def _watch(cfg, out, model, ref, dataset, steps): # look(step): a dozen times in a run, the margins of some pairs go to margins.jsonl; before the first step also what the reference says of them, and of some of them token by token
     pairs = list(range(0, len(dataset), max(1, len(dataset) // cfg.watch)))[:cfg.watch]
     parts = [pairs[k:k + cfg.batch_size] for k in range(0, len(pairs), cfg.batch_size)]
-    said = lambda m: score_pairs(m, dataset, parts, cfg.precision)[pairs] @ torch.tensor([1., -1.])        # (pairs,) chosen minus rejected
+    said = lambda m: score_pairs(m, dataset, parts, cfg.precision)[pairs]                                 # (pairs, 2) chosen, rejected
     path, base = out/"margins.jsonl", said(ref)
     known = {r["step"] for r in read_jsonl(path)} if path.exists() else set()                             # of a run that goes on
     def look(step):
         if step in known or step % max(1, steps // 12) and step < steps: return
-        z = said(model) - base if step else torch.zeros(len(pairs))
-        with JsonlWriter(path) as f: f.write({"step": step, "z": [round(x, 3) for x in z.tolist()]})
+        z = ((said(model) - base) @ torch.tensor([1., -1.])).tolist() if step else [0.] * len(pairs)
+        checked = {} if step else {"logps": base.tolist(), "token_by_token": [_token_by_token(ref, dataset, i, cfg.precision) for i in pairs[:8]],
+                                   "tokens": [[sum(mask) for _, mask in dataset[i]] for i in pairs[:8]]}
+        with JsonlWriter(path) as f: f.write({"step": step, "z": [round(x, 3) for x in z]} | checked)
     look(0)
     return look
 

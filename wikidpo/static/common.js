@@ -31,6 +31,14 @@ const put = (node, attributes, children) => {
 const h = (tag, attributes = {}, ...children) => put(document.createElement(tag), attributes, children);
 const s = (tag, attributes = {}, ...children) => put(document.createElementNS(SVG, tag), attributes, children);
 
+// A kernel that is restarted cuts the model's channel, one that dies changes its status, one that is shut down is disposed of.
+const whenGone = (model, tell) => {
+  model.on("comm_live_update", tell);
+  const kernel = model.widget_manager?.kernel;
+  kernel?.statusChanged?.connect((_, status) => { if (["dead", "terminating", "restarting", "autorestarting"].includes(status)) tell(); });
+  kernel?.disposed?.connect(tell);
+};
+
 // The widget's frame: a labelled section with a place for errors
 const mount = (model, el, label) => {
   const alert = h("p", { role: "alert", class: "error", hidden: true });
@@ -38,6 +46,9 @@ const mount = (model, el, label) => {
   const show = () => { alert.textContent = visible(model.get("error")); alert.hidden = !model.get("error"); };
   model.on("change:error", show);
   el.append(root);
+  whenGone(model, () => {
+    root.querySelector(".gone") ?? root.prepend(h("p", { role: "status", class: "gone" }, "The kernel has stopped. This is the widget's last state: what is drawn here in the browser still moves, the rest does not. Run its cell again to go on."));
+  });
   show();
   return root;
 };
