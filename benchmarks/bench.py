@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 THREADS, PATIENCE = torch.get_num_threads(), 900 # seconds for one measurement
 ENVS = {"": sys.executable, "peers": str(HERE.parent/".venv-peers/bin/python"), "vllm": str(HERE.parent/".venv-vllm/bin/python")}
 WHO = {"ours": ("this project", ""), "lesson": ("the lesson's way", ""), "trl": ("TRL", "peers"), "huggingface": ("transformers' generate", "peers"), "vllm": ("vLLM", "vllm"),
-       "float32": ("float32", ""), "bfloat16": ("bfloat16", ""), "memory": ("float32, summed", "")} # name in the worker: (in words, environment)
+       "float32": ("float32", ""), "bfloat16": ("bfloat16", ""), "memory": ("float32, summed", ""), "profile": ("this project", "")} # name in the worker: (in words, environment)
 SHAPES = {"110M": GPTConfig(ffn_dim=2048), "124M": GPTConfig(), "tiny": GPTConfig(2112, 1024, 2, 2, None, 64, 128)}
 PROMPT = 60 # tokens of an instruction; the template adds 7
 
@@ -66,6 +66,7 @@ def table(quick):
         "memory": Row(f"reading {4e-3 * size**2 * 25:,.0f} MB from memory", "yardstick.py", cpu | dict(size=25 * size**2, times=3), ("memory",), "GB/s", rounds=5),
         "sample": Row(f"{4 * prompts} responses of {new} tokens, {small}, bf16", "sample.py", cpu | draw | dict(model=big), ("ours", "vllm", "huggingface", "lesson"), targets={"vllm": 1.5, "lesson": 60},
                       flop=flop(SHAPES[big], 1, context=PROMPT + new / 2), least=flop(SHAPES[big], 1, context=PROMPT + new / 2), bytes=sampling_bytes(SHAPES[big], 4 * prompts, 4, PROMPT, new)),
+        "sample-profile": Row("the same, with a clock around the parts of a step", "sample.py", cpu | draw | dict(model=big), ("profile",), rounds=1),
         "sample-miniwiki": Row(f"{4 * mini['prompts']} responses of up to {mini['max_new']} tokens, MiniWiki's 2 M parameters, fp32", "sample.py", cpu | draw | mini, ("ours", "lesson"), targets={"lesson": 25}),
         "train": Row(f"an optimizer step of DPO on {pairs} pairs of 2 × {long} tokens, {small}, bf16; the reference cached by those who can, its time beside", "train.py", cpu | learn | dict(model=big), ("ours", "trl", "lesson"), "pairs/s", {"trl": 3, "lesson": 2.5}, 2,
                      2 * flop(SHAPES[big], long, 3), (1 - share) * 2 * flop(SHAPES[big], long, 3)),
@@ -216,7 +217,7 @@ def page(results):
         lines += [f"## {name}: {r['what']}", "", f"| | {r['unit']}, median | lowest to highest | this project is faster by | of the matrix rate | to get ready |", "|---|---|---|---|---|---|"]
         for who, c in r["contestants"].items():
             ratio, share = r.get("times_as_fast_as", {}).get(who), r.get("of_peak", {}).get(who)
-            facts = "".join(f"; {k.replace('_', ' ')} {number(v) if isinstance(v, float) else v}" for k, v in c.items() if k in ("reference_s", "peak_gb", "estimated"))
+            facts = "".join(f"; {k.replace('_', ' ')} {number(v) if isinstance(v, float) else v}" for k, v in c.items() if k in ("reference_s", "peak_gb", "estimated")) + "".join(f"; {k[:-6]} {v:.0%}" for k, v in c.items() if k.endswith(" share"))
             lines.append(f"| {WHO[who][0]}{facts} | " + (f"{number(c['value'])} | {number(c['low'])} to {number(c['high'])} | {f'{ratio:.2f} ×' if ratio else ''} | {f'{share:.0%}' if share else ''} | {c['ready_s']:.0f} s |" if "value" in c else f"did not run: {c['did_not_run']} | | | | |"))
         if "with_reference" in r: lines += ["", "With the reference's own pass counted, as in a first epoch: " + ", ".join(f"{v:.2f} × {WHO[who][0]}" for who, v in r["with_reference"].items()) + "."]
         lines += ["", *[f"Target: {words}: {said}." for words, said in r["verdicts"]], ""]

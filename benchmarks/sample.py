@@ -23,6 +23,32 @@ def ours(task):
     return run
 
 
+def profile(task):
+    "Ours, with a clock around the parts of a step: what share of the time each takes"
+    from collections import Counter
+    from time import perf_counter
+    import torch
+    from wikidpo import model, sampling
+    spent = Counter()
+    def clock(name, f):
+        def timed(*args, **kw):
+            start = perf_counter()
+            out = f(*args, **kw)
+            spent[name] += perf_counter() - start
+            return out
+        return timed
+    for owner, method, name in ((model.Packed, "forward", "linear layers"), (model.Cache, "attend", "attention"), (model.Cache, "step", "growing the cache"), (torch.nn.RMSNorm, "forward", "norms"), (sampling, "draw", "drawing")):
+        setattr(owner, method, clock(name, getattr(owner, method)))
+    run = ours(task)
+    def profiled():
+        spent.clear()
+        start = perf_counter()
+        amount, _ = run()
+        total = perf_counter() - start
+        return amount, {f"{name} share": t / total for name, t in spent.items()} | {"the rest share": 1 - sum(spent.values()) / total}
+    return profiled
+
+
 def lesson(task):
     "Lesson 10's way: every step reads the whole sequence again, logits and a loss at every position, under autocast"
     import torch
@@ -93,4 +119,4 @@ def vllm(task):
     return lambda: generate(task["max_new"])
 
 
-if __name__ == "__main__": serve({"ours": ours, "lesson": lesson, "huggingface": huggingface, "vllm": vllm})
+if __name__ == "__main__": serve({"ours": ours, "profile": profile, "lesson": lesson, "huggingface": huggingface, "vllm": vllm})

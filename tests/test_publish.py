@@ -1,5 +1,5 @@
 "`wikidpo publish` with a real mining, a real git clone and a real remote"
-import subprocess
+import shutil, subprocess
 import pytest, yaml
 from wikidpo.cli import main
 from wikidpo.files import UserError, read_jsonl
@@ -52,9 +52,15 @@ def test_refusals_are_one_line_and_write_nothing(mined, clone, tmp_path):
         with pytest.raises(UserError, match=says) as e: publish(out, PublishConfig(**({"repo": str(clone), "license": "mit", "commit": True} | kw)))
         assert "\n" not in str(e.value) and git(clone, "status", "--porcelain") == ""
     no("say under which licence", license=None)
-    no("no git repository", repo=str(tmp_path))
+    no("not the top of a git repository", repo=str(tmp_path))
+    (clone/"inside").mkdir(); no("not the top of a git repository", repo=str(clone/"inside"))       # its commit would land in the repository around it
+    no("README.md: is there already and is no card of wikidpo", folder=".")
+    shard = tmp_path/"shard"; shutil.copytree(mined, shard)
+    (shard/"config.yaml").write_text((shard/"config.yaml").read_text().replace("shard: null", "shard: 1/2")); no("is shard 1/2 of a mining", out=shard)
+    (shard/"config.yaml").write_text((mined/"config.yaml").read_text()); (shard/"pairs.jsonl").write_text(""); no("holds no pairs", out=shard)
+    (shard/"config.yaml").write_text((mined/"config.yaml").read_text().replace("model.safetensors", "gone.safetensors")); (shard/"pairs.jsonl").write_bytes((mined/"pairs.jsonl").read_bytes()); no("no such checkpoint any more", out=shard)
     no("holds no finished mining", out=tmp_path)
     no("lies outside of", folder="../elsewhere")
     git(clone, "remote", "set-url", "origin", str(tmp_path/"gone.git"))
-    with pytest.raises(UserError, match="git push"): publish(mined, PublishConfig(str(clone), license="mit", push=True))
+    with pytest.raises(UserError, match="git push: fatal: .*gone.git"): publish(mined, PublishConfig(str(clone), license="mit", push=True))
     assert git(clone, "rev-list", "--count", "HEAD") == "2"                       # committed; the same command pushes later

@@ -58,8 +58,9 @@ for seed in SEEDS:
         t = train(policy, replace(training, seed=seed, pairs=str(path), wandb="disabled"), out)
         j = compare(policy, judge, replace(judging, seed=seed), out)
         answers = [r["a"] for r in read_jsonl(out / "verdicts.jsonl")]
-        copied = sum(bool(PHRASING.fullmatch(a)) for a in answers) / len(answers)
-        results.append({"seed": seed, "pairs": name, "of": len(pairs), "trained_on": n, "margin": t["reward_margin"], "accuracy": t["reward_accuracy"], "chosen": t["reward_chosen"], "teacher_phrasing": copied,
+        copied = [bool(PHRASING.fullmatch(a)) for a in answers]
+        right = [r["truth_a"] >= 6 for r, c in zip(read_jsonl(out / "verdicts.jsonl"), copied) if c]
+        results.append({"seed": seed, "pairs": name, "of": len(pairs), "trained_on": n, "margin": t["reward_margin"], "accuracy": t["reward_accuracy"], "chosen": t["reward_chosen"], "teacher_phrasing": sum(copied) / len(copied), "phrased_right": sum(right) / len(right) if right else None,
                         **{k: j[k] for k in ("n", "win", "tie", "loss", "decided_win_rate", "ci_low", "ci_high", "truth_win_rate", "chars_a", "chars_b")}})
         print(f"seed {seed}  {name:20} {n} of {len(pairs):,} pairs: win rate {j['decided_win_rate']:.1%} ({j['ci_low']:.1%} to {j['ci_high']:.1%}), by the truth {j['truth_win_rate']:.1%}; margin {t['reward_margin']:.2f}, accuracy {t['reward_accuracy']:.2f}", flush=True)
 write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
