@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 THREADS, PATIENCE = torch.get_num_threads(), 900 # seconds for one measurement
 ENVS = {"": sys.executable, "peers": str(HERE.parent/".venv-peers/bin/python"), "vllm": str(HERE.parent/".venv-vllm/bin/python")}
 WHO = {"ours": ("this project", ""), "lesson": ("the lesson's way", ""), "trl": ("TRL", "peers"), "huggingface": ("transformers' generate", "peers"), "vllm": ("vLLM", "vllm"),
-       "float32": ("float32", ""), "bfloat16": ("bfloat16", ""), "memory": ("float32, summed", ""), "profile": ("this project", "")} # name in the worker: (in words, environment)
+       "float32": ("float32", ""), "bfloat16": ("bfloat16", ""), "memory": ("float32, summed", ""), "profile": ("this project", ""), "whole": ("this project", "")} # name in the worker: (in words, environment)
 SHAPES = {"110M": GPTConfig(ffn_dim=2048), "124M": GPTConfig(), "tiny": GPTConfig(2112, 1024, 2, 2, None, 64, 128)}
 PROMPT = 60 # tokens of an instruction; the template adds 7
 
@@ -70,7 +70,7 @@ def table(quick):
         "sample-miniwiki": Row(f"{4 * mini['prompts']} responses of up to {mini['max_new']} tokens, MiniWiki's 2 M parameters, fp32", "sample.py", cpu | draw | mini, ("ours", "lesson"), targets={"lesson": 25}),
         "train": Row(f"an optimizer step of DPO on {pairs} pairs of 2 × {long} tokens, {small}, bf16; the reference cached by those who can, its time beside", "train.py", cpu | learn | dict(model=big), ("ours", "trl", "lesson"), "pairs/s", {"trl": 3, "lesson": 2.5}, 2,
                      2 * flop(SHAPES[big], long, 3), (1 - share) * 2 * flop(SHAPES[big], long, 3)),
-        "lesson": Row("`make lesson` after installation", "yardstick.py", cpu | dict(args=["--mine.n-prompts", "64", "--judge.n", "16"] if quick else []), ("lesson",), "s", {"seconds": 90}, 1),
+        "lesson": Row("`make lesson` after installation", "yardstick.py", cpu | dict(args=["--mine.n-prompts", "64", "--judge.n", "16"] if quick else []), ("whole",), "s", {"seconds": 90}, 1),
         "gpu-product": Row("product of two 8192 × 8192 matrices", "yardstick.py", gpu | dict(size=8192, times=20), ("bfloat16",), "GFLOP/s", rounds=5),
         "gpu-sample": Row("1,024 responses of 150 tokens, 124 M parameters", "sample.py", gpu | draw | dict(model=bigger, prompts=256, batch=256, max_new=150), ("ours",), targets={"value": 150_000}),
         "gpu-beside": Row("64 responses of 256 tokens: memory beside a teacher", "sample.py", gpu | draw | dict(model=bigger), ("ours",), targets={"peak_gb": 5}),

@@ -38,4 +38,4 @@ def lesson(task):
     return run
 
 
-if __name__ == "__main__": serve({"float32": product("float32"), "bfloat16": product("bfloat16"), "memory": memory, "lesson": lesson})
+if __name__ == "__main__": serve({"float32": product("float32"), "bfloat16": product("bfloat16"), "memory": memory, "whole": lesson})

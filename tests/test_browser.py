@@ -396,6 +396,7 @@ def test_a_stopped_kernel_is_announced(lab, end):
         elif end == "shut down": page.evaluate(f"{session}.shutdown()")
         else: page.evaluate(f"code => {{ {session}.session.kernel.requestExecute({{code}}); }}", end)
         wait(page, lambda: note_.count() == 1, 30)
+        if end.startswith("import"): page.wait_for_function(f"{session}.session?.kernel?.status == 'idle'", timeout=60_000) # the server starts another one
         if end == "restart":
             page.locator(".wikidpo").screenshot(path=SHOTS/"kernel_gone.png")
             run_all(page, 1)
