@@ -54,9 +54,9 @@ test-slow: install ## run the tests that take longer
 test-browser: install ## run the lessons and the widgets in a real JupyterLab and Chromium (Debian: apt-get install chromium); pictures in runs/browser
 	@$(BIN)/python -m pytest -m browser tests/test_browser.py $(ARGS)
 
-pictures: ## take the pictures of the widgets for the README again: runs the browser tests of the widgets
-	@$(MAKE) -s test-browser ARGS="-k 'not lesson'"
-	@for w in beta inspector tokens player vote; do cp runs/browser/$${w}_light.png images/widget_$$w.png; done
+pictures: ## take the pictures of the widgets for the README again, in the lessons: runs these in a real JupyterLab
+	@$(MAKE) -s test-browser ARGS="-k 'lesson and (01 or 05 or 06 or 07 or 08)'"
+	@cd runs/browser; for p in 01_0:beta 05_0:inspector 06_0:tokens 07_0:player 08_0:vote; do cp lesson_$${p%:*}.png ../../images/widget_$${p#*:}.png; done
 
 test-vllm: install teacher ## run the tests against a real vLLM, which serves MiniWiki; on a CPU too (about 3 minutes)
 	@$(BIN)/python -m pytest -m vllm $(ARGS)
