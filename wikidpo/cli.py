@@ -54,15 +54,11 @@ class Merge:
     def run(self): return {"mine": merge(self.shards, self.out)}
 
 @dataclass
-class Publish:
+class Publish(PublishConfig):
     "Put the pairs of a run and a dataset card into a clone of your dataset repository; without --commit only show what would be done"
     repo:Annotated[Path, tyro.conf.Positional] # your clone of the dataset repository
     out:Path=Path("runs/lesson") # run folder
-    folder:str="pref" # folder in the repository; . for the top, where a dataset hub looks for the card
-    license:str|None=None # such as cc-by-4.0; needed to commit
-    commit:bool=False # write and commit
-    push:bool=False # commit and push
-    def run(self): print(publish(self.out, PublishConfig(str(self.repo), self.folder, self.license, self.commit, self.push)))
+    def run(self): print(publish(self.out, self))
 
 @dataclass
 class Train(Common):

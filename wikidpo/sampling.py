@@ -35,8 +35,8 @@ def draw(logits, # (rows, vocab_size)
          u, # (rows,) uniform in [0, 1)
          top_k:int): # draw among so many
     "One token a row, (rows,): the one in whose share of the probability `u` falls, the likeliest token first"
-    top, idx = logits.float().topk(min(top_k, logits.shape[-1]))                          # (rows, top_k), largest first
-    p = (top / temp[:, None].clamp(min=1e-4)).softmax(-1)
+    top, idx = logits.topk(min(top_k, logits.shape[-1]))                                  # (rows, top_k), largest first
+    p = (top.float() / temp[:, None].clamp(min=1e-4)).softmax(-1)
     return idx.gather(1, (p.cumsum(-1) < u[:, None]).sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1))[:, 0]
 
 # %% ../nbs/lessons/03_sampling.ipynb #0073308a
@@ -95,7 +95,7 @@ class Recomputed:
 class Cached:
     "Next-token logits of a ragged batch, for WikiGPT: no token computed twice, and each prompt once for its K rows"
     def __init__(self, model, k): # k rows for each prompt
-        self.model, self.k, self.cache, self.logits = model, k, Cache(k, model.products), model.embed.weight.new_zeros(0, model.cfg.vocab_size)
+        self.model, self.k, self.cache, self.logits = model, k, Cache(k), model.embed.weight.new_zeros(0, model.cfg.vocab_size)
 
     def add(self, prompts): # lists of token ids
         new = self.model.prefill(*pad_right(prompts, self.logits.device), self.cache)            # (prompts, vocab_size)
