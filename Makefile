@@ -61,7 +61,7 @@ pictures: ## take the pictures of the widgets for the README again, in the lesso
 test-vllm: install teacher ## run the tests against a real vLLM, which serves MiniWiki; on a CPU too (about 3 minutes)
 	@$(BIN)/python -m pytest -m vllm $(ARGS)
 
-evidence: install ## measure the default run again: five seeds, and ten times the learning rate (about 12 minutes)
+evidence: install ## measure the default run again: five seeds, and ten times the learning rate (about 7 minutes)
 	@$(BIN)/python tools/default_run.py
 
 evidence-trl: install ## measure the last table of lesson 09 again: our trainer and TRL's, five seeds (about 15 minutes)

@@ -70,11 +70,13 @@ def table(quick):
         "sample-miniwiki": Row(f"{4 * mini['prompts']} responses of up to {mini['max_new']} tokens, MiniWiki's 2 M parameters, fp32", "sample.py", cpu | draw | mini, ("ours", "lesson"), targets={"lesson": 25}),
         "train": Row(f"an optimizer step of DPO on {pairs} pairs of 2 × {long} tokens, {small}, bf16; the reference cached by those who can, its time beside", "train.py", cpu | learn | dict(model=big), ("ours", "trl", "lesson"), "pairs/s", {"trl": 3, "lesson": 2.5}, 2,
                      2 * flop(SHAPES[big], long, 3), (1 - share) * 2 * flop(SHAPES[big], long, 3)),
+        "train-profile": Row(f"{pairs // 4} of these pairs under torch's profiler", "train.py", cpu | learn | dict(model=big, pairs=pairs // 4), ("profile",), "pairs/s", rounds=1),
         "lesson": Row("`make lesson` after installation", "yardstick.py", cpu | dict(args=["--mine.n-prompts", "64", "--judge.n", "16"] if quick else []), ("whole",), "s", {"seconds": 90}, 1),
         "gpu-product": Row("product of two 8192 × 8192 matrices", "yardstick.py", gpu | dict(size=8192, times=20), ("bfloat16",), "GFLOP/s", rounds=5),
         "gpu-sample": Row("1,024 responses of 150 tokens, 124 M parameters", "sample.py", gpu | draw | dict(model=bigger, prompts=256, batch=256, max_new=150), ("ours",), targets={"value": 150_000}),
         "gpu-beside": Row("64 responses of 256 tokens: memory beside a teacher", "sample.py", gpu | draw | dict(model=bigger), ("ours",), targets={"peak_gb": 5}),
         "gpu-train": Row("DPO, one epoch over 10,000 pairs of 2 × 323 tokens, 124 M parameters", "train.py", gpu | learn | dict(model=bigger, pairs=10_000, batch=32, accum=1), ("ours",), "pairs/s", {"seconds": 20, "of_peak": .4}, 1, 2 * flop(SHAPES[bigger], 323, 3)),
+        "gpu-train-profile": Row("256 of these pairs under torch's profiler", "train.py", gpu | learn | dict(model=bigger, pairs=256, batch=32, accum=1), ("profile",), "pairs/s", rounds=1),
         "gpu-long": Row("DPO on pairs of 2 × 1,024 tokens: memory", "train.py", gpu | learn | dict(model=bigger, long=1024), ("ours",), "pairs/s", {"peak_gb": 12}, 1),
     }
 

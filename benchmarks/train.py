@@ -36,6 +36,20 @@ def ours(task):
     return run
 
 
+def profile(task):
+    "Ours under torch's profiler: what share of the operations' time the products take, fused attention, moving numbers about, and the rest"
+    from collections import Counter
+    from torch.profiler import profile
+    run, time = ours(task), f"self_{'device' if task['device'] == 'cuda' else 'cpu'}_time_total"
+    def kind(name): return "matrix products" if name in ("aten::mm", "aten::bmm", "aten::addmm") else "fused attention" if "scaled_dot_product" in name or "flash" in name else "copies" if name in ("aten::copy_", "aten::cat", "aten::index", "aten::fill_") else "the rest"
+    def profiled():
+        with profile() as seen: amount, facts = run()
+        spent = Counter()
+        for e in seen.key_averages(): spent[kind(e.key)] += getattr(e, time)
+        return amount, facts | {f"{name} share": t / spent.total() for name, t in spent.most_common()}
+    return profiled
+
+
 def lesson(task):
     "Lesson 10's way: policy and reference read both sides at every step, logits at every position, log_softmax over all of them"
     import torch
@@ -100,4 +114,4 @@ def trl(task):
     return run
 
 
-if __name__ == "__main__": serve({"ours": ours, "lesson": lesson, "trl": trl})
+if __name__ == "__main__": serve({"ours": ours, "profile": profile, "lesson": lesson, "trl": trl})

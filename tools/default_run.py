@@ -1,6 +1,6 @@
 """The evidence for the default run: the lesson with five seeds, and the same pairs with ten times the learning rate.
 
-Writes nbs/results/default_run.json, which the notebooks and the README show, and images/default_run.svg. About two minutes
+Writes nbs/results/default_run.json, which the notebooks and the README show, and images/default_run.svg. About one minute
 a seed on two cores: `make evidence`. With --figure it only draws the figure again."""
 import json, subprocess, sys
 from pathlib import Path
