@@ -29,7 +29,7 @@ def test_missing_peers_are_reported_and_the_others_measured(monkeypatch, tmp_pat
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU its rows are measured")
 def test_gpu_rows_say_that_there_is_no_gpu(monkeypatch, tmp_path):
     rows = results(monkeypatch, tmp_path, *(name for name in bench.table(True) if name.startswith("gpu-")))
-    assert len(rows) == 5 and all(c == {"did_not_run": "no GPU"} for r in rows.values() for c in r["contestants"].values())
+    assert len(rows) == 6 and all(c == {"did_not_run": "no GPU"} for r in rows.values() for c in r["contestants"].values())
     assert all(said == "did not run" for r in rows.values() for _, said in r["verdicts"])
 
 def test_a_contestant_that_fails_says_why(tmp_path):
