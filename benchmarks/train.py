@@ -39,11 +39,11 @@ def ours(task):
 def profile(task):
     "Ours under torch's profiler: what share of the operations' time the products take, fused attention, moving numbers about, and the rest"
     from collections import Counter
-    from torch.profiler import profile
+    from torch import profiler
     run, time = ours(task), f"self_{'device' if task['device'] == 'cuda' else 'cpu'}_time_total"
     def kind(name): return "matrix products" if name in ("aten::mm", "aten::bmm", "aten::addmm") else "fused attention" if "scaled_dot_product" in name or "flash" in name else "copies" if name in ("aten::copy_", "aten::cat", "aten::index", "aten::fill_") else "the rest"
     def profiled():
-        with profile() as seen: amount, facts = run()
+        with profiler.profile() as seen: amount, facts = run()
         spent = Counter()
         for e in seen.key_averages(): spent[kind(e.key)] += getattr(e, time)
         return amount, facts | {f"{name} share": t / spent.total() for name, t in spent.most_common()}

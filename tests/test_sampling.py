@@ -1,4 +1,5 @@
 "The sampler against the plain loop, over random ragged batches"
+import os, shutil, subprocess, sys
 from collections import Counter
 from copy import deepcopy
 import pytest, torch
@@ -143,13 +144,15 @@ def test_grouped_heads_sample_like_the_plain_loop():
     out = sample_k(m, TOK, prompts("eval")[:4], temps=(0,), max_new=10)
     assert all(agree(g[0], greedy(m, p, 10)) for g, p in zip(out, prompts("eval")[:4], strict=True))
 
-@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this CPU has no bf16 units")
+NATIVE = pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this CPU has no bf16 units")
+
+@NATIVE
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
 @pytest.mark.parametrize("kv", [4, 2])
 def test_compiled_blocks_say_what_plain_ones_say(kv):
     torch.manual_seed(kv)
     plain = GPT(GPTConfig(vocab_size=97, block_size=128, n_layer=3, n_head=4, n_kv_head=kv, n_embd=96, ffn_dim=80)).eval().bfloat16()
     fast = pack(deepcopy(plain), True)
-    if not fast.compiled: pytest.skip("no C++ compiler here")
     calls, compiled = [], fast.compiled
     fast.compiled = lambda *args: calls.append(len(args[1])) or compiled(*args)
     with torch.no_grad():
@@ -163,3 +166,15 @@ def test_compiled_blocks_say_what_plain_ones_say(kv):
             assert (batches[0].logits.float() - batches[1].logits.float()).abs().max() < .02
     assert calls == [24] * 15 + [16] * 12 + [24] * 63
 
+@NATIVE
+def test_without_a_compiler_sampling_goes_on_and_says_so(tmp_path):
+    code = """
+import torch
+from wikidpo.model import GPT, GPTConfig, pack
+from wikidpo.sampling import Cached
+m = pack(GPT(GPTConfig(vocab_size=97, block_size=64, n_layer=2, n_head=4, n_embd=96, ffn_dim=80)).eval().bfloat16(), True)
+with torch.no_grad(): b = Cached(m, 4); b.add([[1, 2, 3]] * 5); b.append(torch.arange(20))
+print(m.compiled, tuple(b.logits.shape))"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
+    assert said.stdout.strip() == "None (20, 97)", said.stderr
+    assert "sampling goes on without compiled blocks, and slower: InvalidCxxCompiler: No working C++ compiler found" in said.stderr
