@@ -27,7 +27,7 @@ import nbformat
 import readme
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKERS = 2  # notebooks run at a time
+WORKERS = 2  # notebooks, or files of tests, run at a time
 TIMEOUT = 900  # seconds a notebook or a command may take, pytest excepted
 NOT_SOURCE = shutil.ignore_patterns(".git", ".venv*", "runs", "wandb", "build", "dist", "__pycache__", "*.egg-info", ".*_cache")
 
@@ -59,7 +59,7 @@ def copy_tree(root: Path, to: Path) -> Path:
 def run(*command: str, cwd: Path, timeout: float | None = TIMEOUT) -> tuple[int, str]:
     "Run a program of this environment in `cwd`: its exit status, and all it wrote, with paths relative to `cwd`."
     bin_dir = Path(sys.executable).parent
-    # A test run logs to nobody's account; two notebooks at a time share the cores.
+    # A test run logs to nobody's account; what runs at a time shares the cores.
     env = os.environ | {
         "PATH": f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}",
         "OMP_NUM_THREADS": "1",
@@ -158,7 +158,7 @@ def notebooks_run(root: Path, scratch: Path, _) -> Result:
 def pytest(root: Path, scratch: Path, options: list[str]) -> Result:
     "tests/, without those marked slow or vllm; those marked browser only where there is a Chromium."
     tree, report = copy_tree(root, scratch / "tree"), scratch / "pytest.xml"
-    own = ("-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junitxml={report}")
+    own = ("-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junitxml={report}", "-n", str(WORKERS), "--dist", "loadfile")
     marked = ("-m", "not slow and not vllm") if shutil.which("chromium") else ()
     status, log = run("-m", "pytest", *own, *marked, *options, cwd=tree, timeout=None)
     if not report.exists():
