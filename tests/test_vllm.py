@@ -1,5 +1,6 @@
 "The judge's road to a real vLLM (make test-vllm): starting, probing, constraining, expected scores, time-outs, cancelling, stopping"
 import json, math, os, random, re, signal, subprocess, sys, time
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def metric(vllm, name, **labels):
     assert rows, name
     return sum(float(l.rsplit(" ", 1)[1]) for l in rows)
 
-def running(vllm): return metric(vllm, "num_requests_running") + metric(vllm, "num_requests_waiting")
+def running(vllm): return metric(vllm, "num_requests_(running|waiting)")
 def finished(vllm): return metric(vllm, "request_success_total")
 
 def until(f, seconds=20):
@@ -131,27 +132,37 @@ def test_too_long_a_prompt_is_refused_and_not_retried(vllm, client):
     r = ask_score(client, vllm.cfg.serve_model, QUESTIONS[0], "word " * 700)
     assert r.outcome == "refused" and "maximum context length" in r.error and metric(vllm, "prefix_cache_queries_total") == asked
 
+@contextmanager
+def frozen(vllm):
+    "Its engine stands still, its HTTP server does not: what times out meanwhile does so on a busy machine too, where a waiting process may sleep through its time"
+    engine = [p for p in group(vllm.process.pid) if p != vllm.process.pid]
+    for p in engine: os.kill(p, signal.SIGSTOP)
+    try: yield
+    finally:
+        for p in engine: os.kill(p, signal.SIGCONT)
+
 def test_a_time_out_is_tried_again_then_said(vllm, client):
     "Neither attempt is finished in vLLM either: what nobody waits for is dropped"
-    assert slow(client, vllm).value.startswith("quartz " * 100)               # it would come, given time
     before = finished(vllm)
-    with make_client(vllm.url, timeout=.02, retries=1) as impatient, pytest.raises(TeacherLost, match="did not answer in time"): slow(impatient, vllm)
-    assert until(lambda: running(vllm) == 0) and finished(vllm) == before
+    with frozen(vllm), make_client(vllm.url, timeout=.5, retries=1) as impatient, pytest.raises(TeacherLost, match="did not answer in time"): slow(impatient, vllm)
+    assert slow(client, vllm).value.startswith("quartz " * 100)               # it would have come, given time
+    assert until(lambda: running(vllm) == 0) and finished(vllm) == before + 1
 
 def test_a_pool_of_time_outs_stops(vllm):
     tried = []
     def fn(i): tried.append(i); return slow(impatient, vllm)
-    with make_client(vllm.url, timeout=.02, retries=0) as impatient, pytest.raises(TeacherLost, match="did not answer in time"):
+    with frozen(vllm), make_client(vllm.url, timeout=.5, retries=0) as impatient, pytest.raises(TeacherLost, match="did not answer in time"):
         with JudgePool(fn, lambda *_: None, concurrency=4, max_lost=5) as pool: pool.submit(range(100))
-    assert 5 <= len(tried) < 100
+    assert 5 <= len(tried) <= 8                                               # the fifth, and what was in flight beside it
     assert until(lambda: running(vllm) == 0)
 
 def test_cancelled_calls_end_in_the_server(vllm):
     "Ctrl-C in this process: after the grace the connections are closed, and vLLM drops 32 requests that had seconds to go"
     before = finished(vllm)
-    with pytest.raises(KeyboardInterrupt), make_client(vllm.url, retries=0) as client, JudgePool(lambda i: slow(client, vllm), lambda *_: None, grace=.2) as pool:
+    with ExitStack() as still, pytest.raises(KeyboardInterrupt), make_client(vllm.url, retries=0) as client, JudgePool(lambda i: slow(client, vllm), lambda *_: None, grace=.2) as pool:
         pool.submit(range(100))
-        assert until(lambda: metric(vllm, "num_requests_running") > 8)
+        assert until(lambda: running(vllm) > 8, 120) and not pool.failed        # two busy cores take half a minute to begin with 32 of them
+        still.enter_context(frozen(vllm))                                       # until the connections are closed
         raise KeyboardInterrupt
     assert until(lambda: running(vllm) == 0) and finished(vllm) - before < 32
 
