@@ -1,5 +1,5 @@
 "The fast paths of a training step against the slow ones, and the reference that is asked once"
-import copy, json, math
+import copy, json, math, subprocess, sys
 from dataclasses import replace
 import pytest, torch
 import torch.nn.functional as F
@@ -164,3 +164,17 @@ def test_digest_sees_every_weight():
         model.state_dict()[name].view(-1)[-1] += 1e-3
         seen.add(weights_digest(model))
     assert len(seen) == 1 + len(MINI.state_dict())
+
+def test_memory_that_is_kept_is_not_asked_for_again():
+    "Page faults of a tensor of 256 MB that was freed and comes again, in a process of its own, with and without `keep_memory`"
+    code = """if True:
+        import resource, sys, torch
+        from wikidpo.logprobs import keep_memory
+        if sys.argv[1] == "keep": keep_memory()
+        fill = lambda: torch.empty(2**26).fill_(1.)
+        for _ in range(10): fill() # the places settle
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        fill()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
+    faults = {how: int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout) for how in ("keep", "give back")}
+    assert faults["keep"] < 1000 and (sys.platform != "linux" or faults["give back"] > 10 * faults["keep"])

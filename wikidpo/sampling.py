@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEMPS', 'UNIT', 'pad_right', 'draw', 'sample_rows', 'Recomputed', 'Cached', 'prompts_that_fit', 'Response',
-           'sample_k', 'pick_precision', 'sampler', 'sample_unit', 'PolicyConfig', 'pick_device', 'open_policy']
+           'sample_k', 'pick_precision', 'large', 'sampler', 'sample_unit', 'PolicyConfig', 'pick_device',
+           'open_policy']
 
 # %% ../nbs/lessons/03_sampling.ipynb #fc43338d
 from copy import deepcopy
@@ -169,14 +170,18 @@ def pick_precision(precision:str, device:str)->str:
     if device == "cuda": return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
+def large(model)->bool:
+    "Whether a model has so many parameters that what speeds it up pays, and what this takes to begin does not count"
+    return sum(p.numel() for p in model.parameters()) >= 20e6
+
 def sampler(model, # of `open_policy`
             precision:str="auto", # fp32, bf16, or auto: bf16 where the device has it and the model is large
             ):
     "The model to sample from: itself, or a copy in bf16, made ready for sampling alone"
-    device, large = next(model.parameters()).device.type, sum(p.numel() for p in model.parameters()) >= 20e6
-    if not isinstance(model, GPT) or pick_precision(precision, device) == "fp32" or precision == "auto" and not large: return model
+    device = next(model.parameters()).device.type
+    if not isinstance(model, GPT) or pick_precision(precision, device) == "fp32" or precision == "auto" and not large(model): return model
     copy = deepcopy(model).bfloat16()
-    return pack(copy, large) if device == "cpu" and torch.cpu._is_avx512_bf16_supported() else copy
+    return pack(copy, large(model)) if device == "cpu" and torch.cpu._is_avx512_bf16_supported() else copy
 
 # %% ../nbs/lessons/03_sampling.ipynb #1e670b05
 UNIT = 256 # prompts that share a random stream

@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 
 from .adopt import full_logits, save_policy
 from .files import QUIET, JsonlWriter, UserError, read_jsonl, update_json, write_atomic
-from .logprobs import PairDataset, Scorer, collate, pair_logprob, score_pairs, seq_logprob, weights_digest
+from .logprobs import PairDataset, Scorer, collate, keep_memory, pair_logprob, score_pairs, seq_logprob, weights_digest
 from .loss import KINDS, implicit_reward, margin, preference_loss
 from .profiles import claim
 from .ranks import DistributedDataParallel, collect, first, join, leave, load_state, rank, save_state, spread, sync, total, whole, world
-from .sampling import open_policy, pick_device, pick_precision
+from .sampling import large, open_policy, pick_device, pick_precision
 
 # %% ../nbs/lessons/06_training.ipynb #049d18b6
 def freeze(model):
@@ -130,6 +130,7 @@ def dpo(policy, # the model to train, in place
         cache=None, # folder for what the reference said; None: not kept
        )->list:
     "Train with DPO (Rafailov et al. 2023, arXiv 2305.18290) and return the metrics of every step"
+    if large(policy): keep_memory()
     order, score = step_order(len(dataset), cfg), spread(Scorer(policy.eval()), cfg.shard)
     opt = torch.optim.AdamW(score.parameters(), lr=cfg.lr, betas=(.9, .95), weight_decay=0., fused=True)
     said = reference(ref, dataset, cfg, order, cache) if cfg.reference == "cached" else None
