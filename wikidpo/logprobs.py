@@ -97,7 +97,7 @@ def label_logprob(model, # GPT
 
 # %% ../nbs/appendix/logprobs.ipynb #8ab876b9
 def keep_memory():
-    "Memory of freed tensors is kept for the next ones: no page is asked for twice. On Linux with glibc; elsewhere, and on a GPU, nothing changes"
+    "Memory of freed tensors is kept for the next ones: no page is asked for twice. On Linux with glibc; elsewhere nothing changes, nor does a GPU's memory"
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-1, -1); mallopt(-4, 0)                                           # M_TRIM_THRESHOLD: never; M_MMAP_MAX: none
