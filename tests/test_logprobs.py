@@ -1,5 +1,5 @@
 "The fast paths of a training step against the slow ones, and the reference that is asked once"
-import copy, json, math, subprocess, sys
+import copy, json, math, os, shutil, subprocess, sys
 from dataclasses import replace
 import pytest, torch
 import torch.nn.functional as F
@@ -8,8 +8,9 @@ from wikidpo.chat import load_tokenizer
 from wikidpo.files import read_jsonl, write_jsonl
 from wikidpo.logprobs import PairDataset, causal_attention, collate, label_logprob, pair_logprob, score_pairs, seq_logprob, weights_digest
 from wikidpo.miniwiki import DATA
-from wikidpo.model import GPT, GPTConfig, load_checkpoint
-from wikidpo.training import TrainConfig, dpo, dpo_step, forwards, freeze, reference, step_order
+from wikidpo import model as model_module, training
+from wikidpo.model import GPT, Block, GPTConfig, load_checkpoint
+from wikidpo.training import TrainConfig, compile_step, dpo, dpo_step, forwards, freeze, reference, step_order
 
 TOK, MINI = load_tokenizer(DATA/"tokenizer.json"), load_checkpoint(DATA/"model.safetensors")
 CFG = TrainConfig(lr=3e-4, batch_size=4, grad_accum=2, warmup=1, seed=0, precision="fp32")
@@ -178,3 +179,58 @@ def test_memory_that_is_kept_is_not_asked_for_again():
         print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
     faults = {how: int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout) for how in ("keep", "give back")}
     assert faults["keep"] < 1000 and (sys.platform != "linux" or faults["give back"] > 10 * faults["keep"])
+
+# --- compiled: what a GPU runs, here on a CPU
+
+COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
+
+@pytest.fixture
+def compiler():
+    torch._dynamo.reset()                                                         # other tests compiled other models: at some number of them PyTorch stops
+    yield
+    torch._dynamo.reset()
+
+@COMPILER
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_pairs_are_pairs_at_any_length_and_policy_and_reference_stay_equal(precision, compiler):
+    import random
+    rng, cfg = random.Random(0), replace(CFG, precision=precision)
+    for plain in MODELS[:2]:
+        model, ref = copy.deepcopy(plain), freeze(plain)
+        compile_step(model, ref, ragged([(7, 30, 25), (20, 5, 40), (3, 1, 1), (33, 60, 50)], rng), cfg)
+        assert model.compiled is ref.compiled is not None and all(p.grad is None for p in model.parameters())
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for sizes in ([(5, 9, 70)], [(30, 100, 90)] * 6, [(250, 30, 10), (259, 40, 1), (5, 255, 254)], [(2, 3, 1)] * 3):
+                batch = collate(ragged(sizes, rng))
+                if precision == "fp32":
+                    (a, ga), (b, gb) = (value_and_gradient(pair_logprob, m, batch) for m in (plain, model))
+                    assert torch.allclose(a, b, atol=1e-4, rtol=1e-6) and F.cosine_similarity(ga.double(), gb.double(), 0) > .9999
+                said = dpo_step(model, ref, [batch], cfg)
+                assert said["reward/margin"] == pytest.approx(0, abs=1e-5) and said["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+@COMPILER
+@pytest.mark.parametrize("reference", ["cached", "live"])
+def test_a_compiled_run_is_the_run(data, tmp_path, monkeypatch, compiler, reference):
+    plain = run(data, tmp_path, epochs=2, reference=reference)
+    monkeypatch.setattr(training, "COMPILED", ["cpu"]); monkeypatch.setattr(training, "large", lambda model: True); monkeypatch.setattr(training, "keep_memory", lambda: None)
+    used, compiled = [], model_module.compiled
+    monkeypatch.setattr(model_module, "compiled", lambda f, **kw: used.append(f) or compiled(f, **kw))
+    policy = copy.deepcopy(MINI)
+    fast = dpo(policy, freeze(policy), data, replace(CFG, epochs=2, reference=reference), cache=tmp_path)
+    assert used == [Block.forward] * 2 and policy.compiled is None
+    assert fast[0]["reward/margin"] == 0 and abs(fast[0]["loss"] - math.log(2)) < 1e-6
+    for a, b in zip(plain, fast, strict=True):
+        for k in ("loss", "reward/margin", "reward/chosen", "grad_norm"): assert abs(a[k] - b[k]) < 1e-3 * max(1, abs(a[k])), (k, a, b)
+    assert len(list(tmp_path.iterdir())) == 2 * (reference == "cached")           # what a compiled reference said has a name of its own
+
+def test_without_a_compiler_training_goes_on_and_says_so(tmp_path):
+    code = """if True:
+        import sys; sys.path.insert(0, sys.argv[1])
+        from test_logprobs import *
+        model, ref = MODELS[0], freeze(MODELS[0])
+        rows = ragged([(7, 30, 25), (20, 5, 40)], __import__("random").Random(0))
+        compile_step(model, ref, rows, CFG)
+        print(model.compiled, ref.compiled, dpo_step(model, ref, [collate(rows)], CFG)["reward/margin"])"""
+    said = subprocess.run([sys.executable, "-c", code, os.path.dirname(__file__)], capture_output=True, text=True, env=os.environ | {"CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
+    assert said.stdout.strip() == "None None 0.0", said.stderr
+    assert "goes on without compiled blocks, and slower: InvalidCxxCompiler: No working C++ compiler found" in said.stderr

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from .adopt import full_logits
 from .chat import encode_prompt, encode_response, end_id
 from .files import UserError, read_jsonl
-from .model import GPT
+from .model import GPT, Block, compiled
 from .sampling import pad_right
 
 # %% ../nbs/appendix/logprobs.ipynb #b133679b
@@ -62,28 +62,33 @@ def collate(batch):
     return ids[0::2], mask[0::2], ids[1::2], mask[1::2]
 
 # %% ../nbs/appendix/logprobs.ipynb #ec2e8dfd
+def _softmax(z, y, # logits (n, V), labels (n, 1)
+             out=None): # (n, V) takes the softmax
+    z = z.float()
+    top = z.amax(-1, keepdim=True)
+    z_y, p = z.gather(-1, y) - top, z.sub_(top).exp_()
+    total = p.sum(-1, keepdim=True)
+    if out is not None: out.copy_(p.div_(total))
+    return z_y - total.log()                                                      # (n, 1) log-probability of the label
+
 class _LabelLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h, weight, labels): # (N, n_embd), (V, n_embd), (N,)
-        logp, wanted = torch.empty(len(h), device=h.device), any(ctx.needs_input_grad)
+    def forward(ctx, h, weight, labels, softmax): # (N, n_embd), (V, n_embd), (N,), `_softmax`
+        logp, wanted = torch.empty(len(h), 1, device=h.device), any(ctx.needs_input_grad)
         d = h.new_empty(len(h), len(weight)) if wanted else None                  # softmax - onehot
         size = CHUNK.get(h.device.type, 2048)
         for i in range(0, len(h), size):
             rows, y = slice(i, i + size), labels[i:i + size, None]
-            z = F.linear(h[rows], weight).float()                                 # (size, V)
-            top = z.amax(-1, keepdim=True)
-            z_y, p = z.gather(-1, y) - top, z.sub_(top).exp_()
-            total = p.sum(-1, keepdim=True)
-            logp[rows] = (z_y - total.log())[:, 0]
-            if wanted: d[rows] = p.div_(total).scatter_add_(1, y, -torch.ones_like(total))
+            logp[rows] = softmax(F.linear(h[rows], weight), y, d[rows] if wanted else None)
+            if wanted: d[rows].scatter_(1, y, logp[rows].expm1().to(d.dtype))
         ctx.save_for_backward(h, weight, d)
-        return logp
+        return logp[:, 0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad): # (N,)
         h, weight, d = ctx.saved_tensors
-        return (-grad[:, None] * (d @ weight)).to(h.dtype), d.T @ (-grad[:, None] * h).to(h.dtype), None
+        return (-grad[:, None] * (d @ weight)).to(h.dtype), d.T @ (-grad[:, None] * h).to(h.dtype), None, None
 
 CHUNK = {"cpu": 128} # rows of logits at a time; 2,048 elsewhere
 
@@ -93,7 +98,8 @@ def label_logprob(model, # GPT
                  ):
     "log pi(label) in nats, (N,), in float32"
     dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype
-    return _LabelLogprob.apply(h.to(dtype), (model.embed if model.cfg.tie else model.unembed).weight.to(dtype), labels)
+    weight = (model.embed if model.cfg.tie else model.unembed).weight
+    return _LabelLogprob.apply(h.to(dtype), weight.to(dtype), labels, compiled(_softmax) if model.compiled else _softmax)
 
 # %% ../nbs/appendix/logprobs.ipynb #8ab876b9
 def keep_memory():
@@ -133,39 +139,41 @@ class Pairs:
         parts = dict(ids=ids[:, :len(t)][read], pos=t.expand_as(read)[read], place=place, at=read.flatten().nonzero()[:, 0],
                      prompt=place[n:][prompt[n:]], again=n * len(t) + prompt[n:].flatten().nonzero()[:, 0],
                      source=place[label], labels=ids[:, 1:len(t) + 1][label], row=label.nonzero()[:, 0])
-        for k, v in parts.items(): setattr(self, k, v.to(device, non_blocking=True))
+        pin = torch.device(device or "cpu").type == "cuda"                        # a GPU fetches from pinned memory while it works
+        for k, v in parts.items(): setattr(self, k, (v.pin_memory() if pin else v).to(device, non_blocking=True))
 
     def attend(self, q, k, v, fused=None): # q (1, H, tokens, d), k and v (1, G, tokens, d)
         "Causal attention within each of the rows, (1, H, tokens, d)"
         H, G = q.shape[1], k.shape[1]
-        rows = _Spread.apply(torch.cat([q, k, v], 1)[0].transpose(0, 1), self).transpose(1, 2)       # (2 pairs, H + 2 G, T', d)
+        rows = _Spread.apply(torch.cat([q, k, v], 1)[0].transpose(0, 1), self.place, self.at, self.prompt, self.again).transpose(1, 2)   # (2 pairs, H + 2 G, T', d)
         q, k, v = rows.split([H, G, G], 1)
         if G < H: k, v = (t.repeat_interleave(H // G, 1) for t in (k, v))
-        return _Gather.apply(causal_attention(q, k, v, fused).transpose(1, 2), self).transpose(0, 1)[None]
+        return _Gather.apply(causal_attention(q, k, v, fused).transpose(1, 2), self.at).transpose(0, 1)[None]
 
     def hidden(self, model, fused=None):
         "`model.hidden` of the list, (tokens, n_embd)"
         x, cos, sin = model.embed(self.ids[None]), model.cos[self.pos], model.sin[self.pos]
-        for block in model.blocks: x = block(x, cos, sin, partial(self.attend, fused=fused))
+        run, attend = model.compiled or Block.__call__, partial(self.attend, fused=bool(model.compiled) or fused)   # a compiler knows PyTorch's own attention
+        for block in model.blocks: x = run(block, x, cos, sin, attend)
         return model.norm(x)[0]
 
 class _Spread(torch.autograd.Function): # from the list to the rows
     @staticmethod
-    def forward(ctx, x, pairs): ctx.pairs = pairs; return x[pairs.place]
+    def forward(ctx, x, place, at, prompt, again): ctx.save_for_backward(at, prompt, again); return x[place]
     @staticmethod
     def backward(ctx, grad):
-        grad, p = grad.flatten(0, 1), ctx.pairs
-        out = grad[p.at]
-        out[p.prompt] += grad[p.again]                                            # both copies of a prompt
-        return out, None
+        grad, (at, prompt, again) = grad.flatten(0, 1), ctx.saved_tensors
+        out = grad[at]
+        out[prompt] += grad[again]                                                # both copies of a prompt
+        return out, None, None, None, None
 
 class _Gather(torch.autograd.Function): # and back
     @staticmethod
-    def forward(ctx, y, pairs): ctx.pairs, ctx.shape = pairs, y.shape; return y.flatten(0, 1)[pairs.at]
+    def forward(ctx, y, at): ctx.save_for_backward(at); ctx.shape = y.shape; return y.flatten(0, 1)[at]
     @staticmethod
     def backward(ctx, grad):
         out = grad.new_zeros(ctx.shape)
-        out.flatten(0, 1)[ctx.pairs.at] = grad
+        out.flatten(0, 1)[ctx.saved_tensors[0]] = grad
         return out, None
 
 # %% ../nbs/appendix/logprobs.ipynb #4e7f5861
@@ -234,8 +242,9 @@ def score_pairs(model, dataset,
                 precision:str="fp32", # or bf16
                ):
     "log pi(chosen), log pi(rejected) of the pairs in `forwards`, (pairs of the dataset, 2) on the CPU; the others are 0"
-    table, device = torch.zeros(len(dataset), 2), next(model.parameters()).device.type
+    device, table = next(model.parameters()).device, torch.zeros(len(dataset), 2)
+    said = [torch.zeros(0, 2, device=device)]                                     # stays there until the end: a GPU is not waited for
     for rows in forwards:
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"): sides = pair_logprob(model, *collate([dataset[i] for i in rows]))
-        table[rows] = torch.stack(sides, 1).cpu()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"): said.append(torch.stack(pair_logprob(model, *collate([dataset[i] for i in rows])), 1))
+    table[[i for rows in forwards for i in rows]] = torch.cat(said).cpu()
     return table

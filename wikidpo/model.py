@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['GPTConfig', 'rope_tables', 'rotate', 'Cache', 'causal', 'Attention', 'SwiGLU', 'Block', 'packed_linear', 'Packed',
-           'GPT', 'pack', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint']
+           'GPT', 'compiled', 'try_compiled', 'pack', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/appendix/wikigpt.ipynb #f7043849
 import json, math, warnings
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 
@@ -213,7 +213,7 @@ class Packed(nn.Module):
 # %% ../nbs/appendix/wikigpt.ipynb #96441195
 class GPT(nn.Module):
     "WikiGPT; weights as in GPT-2's initialisation"
-    compiled = None # Block.forward, compiled for `extend`; see `pack`
+    compiled = None # Block.forward as `try_compiled` leaves it
 
     def __init__(self, cfg): # GPTConfig
         super().__init__()
@@ -270,6 +270,21 @@ class GPT(nn.Module):
         return logits, F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
 
 # %% ../nbs/appendix/wikigpt.ipynb #8c8d96f9
+@lru_cache
+def compiled(f, **options): # of torch.compile
+    "The function as compiled code for tensors of any size, one for all who ask"
+    return torch.compile(f, dynamic=True, options=options)
+
+def try_compiled(models, # GPTs
+                 first, # first(): uses them, so that what must be compiled is compiled now
+                 **options): # of torch.compile
+    "Let these models run compiled blocks; with a warning they stay as they were where the compiler fails"
+    for m in models: m.compiled = compiled(Block.forward, **options)
+    try: first()
+    except RuntimeError as e: # what torch.compile raises, above all where there is no C++ compiler
+        warnings.warn(f"goes on without compiled blocks, and slower: {str(e).splitlines()[0]}")
+        for m in models: m.compiled = None
+
 @torch.no_grad()
 def pack(model, # GPT in bf16 on the CPU, changed in place: it can only sample from now on
          wait:bool=False, # compile the step of a block too, which takes about 15 seconds in the first process
@@ -280,12 +295,9 @@ def pack(model, # GPT in bf16 on the CPU, changed in place: it can only sample f
     for block in model.blocks:
         for part, name in ((block.attn, "qkv"), (block.attn, "proj"), (block.mlp, "gate_up"), (block.mlp, "down")): setattr(part, name, Packed(getattr(part, name).weight))
     if wait:
-        model.compiled, cache = torch.compile(Block.forward, dynamic=True), Cache(4)
+        cache = Cache(4)
         model.prefill(torch.zeros(5, 9, dtype=torch.long), torch.full((5,), 9), cache)
-        try: model.extend(torch.zeros(20, dtype=torch.long), cache)                        # sizes that are unlike each other: equal ones would be compiled as one
-        except RuntimeError as e: # what torch.compile raises, above all where there is no C++ compiler
-            warnings.warn(f"sampling goes on without compiled blocks, and slower: {str(e).splitlines()[0]}")
-            model.compiled = None
+        try_compiled([model], lambda: model.extend(torch.zeros(20, dtype=torch.long), cache))  # sizes that are unlike each other: equal ones would be compiled as one
     return model
 
 # %% ../nbs/appendix/wikigpt.ipynb #74c4076c

@@ -27,7 +27,7 @@ def pad_right(rows, # lists of token ids
     "Right-padded (rows, longest) tensor and the lengths (rows,)"
     lens = torch.tensor([len(r) for r in rows])
     x = torch.zeros(len(rows), int(lens.max()), dtype=torch.long)
-    for i, r in enumerate(rows): x[i, :len(r)] = torch.tensor(r)
+    x[torch.arange(x.shape[1]) < lens[:, None]] = torch.tensor([i for r in rows for i in r], dtype=torch.long)
     return x.to(device), lens.to(device)
 
 # %% ../nbs/lessons/03_sampling.ipynb #4f91b878
