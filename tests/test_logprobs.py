@@ -218,7 +218,7 @@ def test_a_compiled_run_is_the_run(data, tmp_path, monkeypatch, compiler, refere
     policy = copy.deepcopy(MINI)
     fast = dpo(policy, freeze(policy), data, replace(CFG, epochs=2, reference=reference), cache=tmp_path)
     assert used == [Block.forward] * 2 and policy.compiled is None
-    assert fast[0]["reward/margin"] == 0 and abs(fast[0]["loss"] - math.log(2)) < 1e-6
+    assert abs(fast[0]["reward/margin"]) < 1e-5 and abs(fast[0]["loss"] - math.log(2)) < 1e-5
     for a, b in zip(plain, fast, strict=True):
         for k in ("loss", "reward/margin", "reward/chosen", "grad_norm"): assert abs(a[k] - b[k]) < 1e-3 * max(1, abs(a[k])), (k, a, b)
     assert len(list(tmp_path.iterdir())) == 2 * (reference == "cached")           # what a compiled reference said has a name of its own
@@ -234,3 +234,9 @@ def test_without_a_compiler_training_goes_on_and_says_so(tmp_path):
     said = subprocess.run([sys.executable, "-c", code, os.path.dirname(__file__)], capture_output=True, text=True, env=os.environ | {"CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
     assert said.stdout.strip() == "None None 0.0", said.stderr
     assert "goes on without compiled blocks, and slower: InvalidCxxCompiler: No working C++ compiler found" in said.stderr
+
+def test_a_pytorch_that_does_not_know_an_option_trains_uncompiled():
+    model = copy.deepcopy(MINI)
+    with pytest.warns(UserWarning, match="goes on without compiled blocks, and slower: Unexpected optimization option no_such_option"):
+        model_module.try_compiled([model], lambda: None, no_such_option=True)
+    assert model.compiled is None

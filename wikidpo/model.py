@@ -279,8 +279,9 @@ def try_compiled(models, # GPTs
                  first, # first(): uses them, so that what must be compiled is compiled now
                  **options): # of torch.compile
     "Let these models run compiled blocks; with a warning they stay as they were where the compiler fails"
-    for m in models: m.compiled = compiled(Block.forward, **options)
-    try: first()
+    try:
+        for m in models: m.compiled = compiled(Block.forward, **options)
+        first()
     except RuntimeError as e: # what torch.compile raises, above all where there is no C++ compiler
         warnings.warn(f"goes on without compiled blocks, and slower: {str(e).splitlines()[0]}")
         for m in models: m.compiled = None

@@ -126,7 +126,7 @@ def reference(ref, dataset, cfg, order, cache=None)->torch.Tensor:
 COMPILED = ["cuda"] # where a large model trains compiled: on a CPU the products are nearly all of the time
 
 def compile_step(policy, ref, dataset, cfg): # as in `dpo`
-    "Let policy and reference run compiled; values are rounded where they were, so that the two still agree where they are the same"
+    "Let policy and reference run compiled; values are rounded where they were, so that the two still agree where they are the same, but for the order of a sum"
     def use(): dpo_step(policy, ref, [collate([dataset[i] for i in range(min(len(dataset), cfg.batch_size))])], cfg); policy.zero_grad()
     try_compiled([policy, ref], use, emulate_precision_casts=True)
 
