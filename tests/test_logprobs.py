@@ -180,7 +180,7 @@ def test_memory_that_is_kept_is_not_asked_for_again():
     faults = {how: int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout) for how in ("keep", "give back")}
     assert faults["keep"] < 1000 and (sys.platform != "linux" or faults["give back"] > 10 * faults["keep"])
 
-# --- compiled: what a GPU runs, here on a CPU
+# --- compiled
 
 COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
 
@@ -197,7 +197,7 @@ def test_compiled_pairs_are_pairs_at_any_length_and_policy_and_reference_stay_eq
     rng, cfg = random.Random(0), replace(CFG, precision=precision)
     for plain in MODELS[:2]:
         model, ref = copy.deepcopy(plain), freeze(plain)
-        compile_step(model, ref, ragged([(7, 30, 25), (20, 5, 40), (3, 1, 1), (33, 60, 50)], rng), cfg)
+        compile_step(model, ref, cfg)
         assert model.compiled is ref.compiled is not None and all(p.grad is None for p in model.parameters())
         with torch._dynamo.config.patch(error_on_recompile=True):
             for sizes in ([(5, 9, 70)], [(30, 100, 90)] * 6, [(250, 30, 10), (259, 40, 1), (5, 255, 254)], [(2, 3, 1)] * 3):
@@ -206,19 +206,19 @@ def test_compiled_pairs_are_pairs_at_any_length_and_policy_and_reference_stay_eq
                     (a, ga), (b, gb) = (value_and_gradient(pair_logprob, m, batch) for m in (plain, model))
                     assert torch.allclose(a, b, atol=1e-4, rtol=1e-6) and F.cosine_similarity(ga.double(), gb.double(), 0) > .9999
                 said = dpo_step(model, ref, [batch], cfg)
-                assert said["reward/margin"] == pytest.approx(0, abs=1e-5) and said["loss"] == pytest.approx(math.log(2), abs=1e-5)
+                assert said["reward/margin"] == 0 and abs(said["loss"] - math.log(2)) < 1e-6
 
 @COMPILER
 @pytest.mark.parametrize("reference", ["cached", "live"])
 def test_a_compiled_run_is_the_run(data, tmp_path, monkeypatch, compiler, reference):
     plain = run(data, tmp_path, epochs=2, reference=reference)
-    monkeypatch.setattr(training, "COMPILED", ["cpu"]); monkeypatch.setattr(training, "large", lambda model: True); monkeypatch.setattr(training, "keep_memory", lambda: None)
+    monkeypatch.setattr(training, "large", lambda model: True); monkeypatch.setattr(training, "keep_memory", lambda: None)
     used, compiled = [], model_module.compiled
     monkeypatch.setattr(model_module, "compiled", lambda f, **kw: used.append(f) or compiled(f, **kw))
     policy = copy.deepcopy(MINI)
     fast = dpo(policy, freeze(policy), data, replace(CFG, epochs=2, reference=reference), cache=tmp_path)
     assert used == [Block.forward] * 2 and policy.compiled is None
-    assert abs(fast[0]["reward/margin"]) < 1e-5 and abs(fast[0]["loss"] - math.log(2)) < 1e-5
+    assert fast[0]["reward/margin"] == 0 and abs(fast[0]["loss"] - math.log(2)) < 1e-6
     for a, b in zip(plain, fast, strict=True):
         for k in ("loss", "reward/margin", "reward/chosen", "grad_norm"): assert abs(a[k] - b[k]) < 1e-3 * max(1, abs(a[k])), (k, a, b)
     assert len(list(tmp_path.iterdir())) == 2 * (reference == "cached")           # what a compiled reference said has a name of its own
@@ -229,7 +229,7 @@ def test_without_a_compiler_training_goes_on_and_says_so(tmp_path):
         from test_logprobs import *
         model, ref = MODELS[0], freeze(MODELS[0])
         rows = ragged([(7, 30, 25), (20, 5, 40)], __import__("random").Random(0))
-        compile_step(model, ref, rows, CFG)
+        compile_step(model, ref, CFG)
         print(model.compiled, ref.compiled, dpo_step(model, ref, [collate(rows)], CFG)["reward/margin"])"""
     said = subprocess.run([sys.executable, "-c", code, os.path.dirname(__file__)], capture_output=True, text=True, env=os.environ | {"CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
     assert said.stdout.strip() == "None None 0.0", said.stderr

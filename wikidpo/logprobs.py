@@ -63,24 +63,25 @@ def collate(batch):
 
 # %% ../nbs/appendix/logprobs.ipynb #ec2e8dfd
 def _softmax(z, y, # logits (n, V), labels (n, 1)
-             out=None): # (n, V) takes the softmax
+             out): # (n, V) takes the softmax
     z = z.float()
     top = z.amax(-1, keepdim=True)
     z_y, p = z.gather(-1, y) - top, z.sub_(top).exp_()
     total = p.sum(-1, keepdim=True)
-    if out is not None: out.copy_(p.div_(total))
+    out.copy_(p.div_(total))
     return z_y - total.log()                                                      # (n, 1) log-probability of the label
 
 class _LabelLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, weight, labels, softmax): # (N, n_embd), (V, n_embd), (N,), `_softmax`
         logp, wanted = torch.empty(len(h), 1, device=h.device), any(ctx.needs_input_grad)
-        d = h.new_empty(len(h), len(weight)) if wanted else None                  # softmax - onehot
         size = CHUNK.get(h.device.type, 2048)
+        d = h.new_empty(len(h) if wanted else min(size, len(h)), len(weight))     # softmax - onehot; of one piece where nobody asks, so that both compute the same
         for i in range(0, len(h), size):
             rows, y = slice(i, i + size), labels[i:i + size, None]
-            logp[rows] = softmax(F.linear(h[rows], weight), y, d[rows] if wanted else None)
-            if wanted: d[rows].scatter_(1, y, logp[rows].expm1().to(d.dtype))
+            out = d[rows] if wanted else d[:len(y)]
+            logp[rows] = softmax(F.linear(h[rows], weight), y, out)
+            if wanted: out.scatter_(1, y, logp[rows].expm1().to(d.dtype))
         ctx.save_for_backward(h, weight, d)
         return logp[:, 0]
 
@@ -153,7 +154,7 @@ class Pairs:
     def hidden(self, model, fused=None):
         "`model.hidden` of the list, (tokens, n_embd)"
         x, cos, sin = model.embed(self.ids[None]), model.cos[self.pos], model.sin[self.pos]
-        run, attend = model.compiled or Block.__call__, partial(self.attend, fused=bool(model.compiled) or fused)   # a compiler knows PyTorch's own attention
+        run, attend = model.compiled or Block.__call__, partial(self.attend, fused=fused)
         for block in model.blocks: x = run(block, x, cos, sin, attend)
         return model.norm(x)[0]
 
@@ -177,31 +178,42 @@ class _Gather(torch.autograd.Function): # and back
         return out, None
 
 # %% ../nbs/appendix/logprobs.ipynb #4e7f5861
-class _BlockCausal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v): # (rows, T, d); q is scaled
-        out, probs = torch.empty_like(q), []
-        for i in range(0, q.shape[1], BLOCK):
-            j = min(i + BLOCK, q.shape[1])
-            s = q[:, i:j] @ k[:, :j].transpose(1, 2)                              # (rows, BLOCK, j)
-            s[:, :, i:] += torch.full((j - i, j - i), -math.inf, dtype=s.dtype).triu(1)
-            probs.append(s.softmax(-1))
-            out[:, i:j] = probs[-1] @ v[:, :j]
-        ctx.save_for_backward(q, k, v, *probs)
-        return out
+def _parts(q, probs): # (first query, one behind the last, probabilities (rows, queries, keys)) of each block
+    (rows, T, _), at = q.shape, 0
+    for i in range(0, T, BLOCK):
+        j = min(i + BLOCK, T)
+        p = probs[at:at + rows * (j - i) * j].view(rows, j - i, j)
+        at += p.numel()
+        yield i, j, p
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        q, k, v, *probs = ctx.saved_tensors
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for i, p in zip(range(0, q.shape[1], BLOCK), probs):
-            j = i + p.shape[1]
-            g = grad[:, i:j]
-            dv[:, :j] += p.transpose(1, 2) @ g
-            ds = torch._softmax_backward_data(g @ v[:, :j].transpose(1, 2), p, -1, p.dtype)
-            dq[:, i:j], dk[:, :j] = ds @ k[:, :j], dk[:, :j] + ds.transpose(1, 2) @ q[:, i:j]
-        return dq, dk, dv
+@torch.library.custom_op("wikidpo::causal_blocks", mutates_args=())
+def _causal_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: # (rows, T, d); q is scaled
+    out, probs = _like(q, k, v)
+    for i, j, p in _parts(q, probs):
+        s = q[:, i:j] @ k[:, :j].transpose(1, 2)                                  # (rows, BLOCK, j)
+        s[:, :, i:] += torch.full((j - i, j - i), -math.inf, dtype=s.dtype).triu(1)
+        out[:, i:j] = torch.softmax(s, -1, out=p) @ v[:, :j]
+    return out, probs
+
+@_causal_blocks.register_fake
+def _like(q, k, v): # what it returns, without the numbers
+    (rows, T, _), n = q.shape, q.shape[1] // BLOCK
+    return torch.empty_like(q), q.new_empty(rows * (BLOCK**2 * n * (n + 1) // 2 + (T - n * BLOCK) * T))
+
+@torch.library.custom_op("wikidpo::causal_blocks_backward", mutates_args=())
+def _causal_blocks_backward(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for i, j, p in _parts(q, probs):
+        g = grad[:, i:j]
+        dv[:, :j] += p.transpose(1, 2) @ g
+        ds = torch._softmax_backward_data(g @ v[:, :j].transpose(1, 2), p, -1, p.dtype)
+        dq[:, i:j] = ds @ k[:, :j]
+        dk[:, :j] += ds.transpose(1, 2) @ q[:, i:j]
+    return dq, dk, dv
+
+_causal_blocks_backward.register_fake(lambda grad, q, k, v, probs: tuple(map(torch.empty_like, (q, k, v))))
+def _remember(ctx, inputs, output): ctx.set_materialize_grads(False); ctx.save_for_backward(*inputs, output[1])
+_causal_blocks.register_autograd(lambda ctx, grad, _: _causal_blocks_backward(grad, *ctx.saved_tensors), setup_context=_remember)
 
 BLOCK = 128 # queries at a time
 
@@ -209,7 +221,7 @@ def causal_attention(q, k, v, # each (rows, heads, T, d)
                      fused:bool|None=None): # PyTorch's own kernel; None: where it is the quicker one
     "Causal attention; same shape"
     if q.device.type != "cpu" if fused is None else fused: return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return _BlockCausal.apply(*(t.flatten(0, 1) for t in (q * q.shape[-1] ** -.5, k, v))).unflatten(0, q.shape[:2])
+    return _causal_blocks(*(t.flatten(0, 1) for t in (q * q.shape[-1] ** -.5, k, v)))[0].unflatten(0, q.shape[:2])
 
 # %% ../nbs/appendix/logprobs.ipynb #2a436025
 def pair_logprob(model, # GPT, or any model(ids, targets) -> (logits, loss)
