@@ -126,7 +126,7 @@ def reference(ref, dataset, cfg, order, cache=None)->torch.Tensor:
 def compile_step(policy, ref, cfg): # as in `dpo`
     "Let policy and reference run compiled; values are rounded where they were, so that the two still agree where they are the same"
     def side(prompt, response): return [0] * (prompt + response), [0] * prompt + [1] * response
-    some = collate([(side(5, 8), side(5, 11)), (side(4, 9), side(4, 14))])                              # sizes that are unlike each other: equal ones would be compiled as one
+    some = collate([(side(5, 8), side(5, 11))] * 10 + [(side(4, 9), side(4, 14))])                      # sizes unlike each other and the model's own: equal ones would be compiled as one
     def use(): dpo_step(policy, ref, [some], cfg); policy.zero_grad()
     try_compiled([policy, ref], use, emulate_precision_casts=True)
 
