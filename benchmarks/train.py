@@ -17,7 +17,8 @@ def ours(task):
     from wikidpo.logprobs import PairDataset
     from wikidpo.model import load_checkpoint
     from tempfile import TemporaryDirectory
-    from wikidpo.training import dpo, freeze, reference, step_order
+    from wikidpo.sampling import large
+    from wikidpo.training import compile_step, dpo, freeze, reference, step_order
     folder, cuda = Path(task["folder"]), task["device"] == "cuda"
     model = load_checkpoint(folder/"model.safetensors", task["device"])
     warm, data = (PairDataset(folder/f"{name}.jsonl", load_tokenizer(folder/"tokenizer.json"), model.cfg.block_size) for name in ("warm", "pairs"))
@@ -27,6 +28,7 @@ def ours(task):
         if cuda: torch.cuda.reset_peak_memory_stats()
         with TemporaryDirectory() as cache:                           # empty: nobody has asked the reference yet
             start = perf_counter()
+            if large(model): compile_step(model, ref, config(task))   # as `dpo` does before it asks
             reference(ref, data, config(task), step_order(len(data), config(task)), cache)
             asked = perf_counter()
             dpo(model, ref, data, config(task), cache=cache)
