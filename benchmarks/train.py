@@ -17,23 +17,27 @@ def ours(task):
     from wikidpo.logprobs import PairDataset
     from wikidpo.model import load_checkpoint
     from tempfile import TemporaryDirectory
-    from wikidpo.sampling import large
-    from wikidpo.training import compile_step, dpo, freeze, reference, step_order
-    folder, cuda = Path(task["folder"]), task["device"] == "cuda"
+    from wikidpo import training
+    folder, cuda, spent = Path(task["folder"]), task["device"] == "cuda", {}
     model = load_checkpoint(folder/"model.safetensors", task["device"])
     warm, data = (PairDataset(folder/f"{name}.jsonl", load_tokenizer(folder/"tokenizer.json"), model.cfg.block_size) for name in ("warm", "pairs"))
-    ref = freeze(model)
-    dpo(model, ref, warm, config(task))
+    ref, ask = training.freeze(model), training.reference
+
+    def timed(*args):
+        start = perf_counter()
+        said = ask(*args)
+        spent["reference_s"] = perf_counter() - start
+        return said
+    training.reference = timed
+    training.dpo(model, ref, warm, config(task))
+
     def run():
         if cuda: torch.cuda.reset_peak_memory_stats()
         with TemporaryDirectory() as cache:                           # empty: nobody has asked the reference yet
             start = perf_counter()
-            if large(model): compile_step(model, ref, config(task))   # as `dpo` does before it asks
-            reference(ref, data, config(task), step_order(len(data), config(task)), cache)
-            asked = perf_counter()
-            dpo(model, ref, data, config(task), cache=cache)
+            training.dpo(model, ref, data, config(task), cache=cache)
             if cuda: torch.cuda.synchronize()
-            facts = {"reference_s": asked - start, "seconds": perf_counter() - asked}
+            facts = spent | {"seconds": perf_counter() - start - spent["reference_s"]}
         return len(data), facts | ({"peak_gb": torch.cuda.max_memory_reserved() / 1e9} if cuda else {})
     return run
 

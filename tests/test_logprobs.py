@@ -228,7 +228,8 @@ def test_without_a_compiler_training_goes_on_and_says_so(tmp_path):
         import sys; sys.path.insert(0, sys.argv[1])
         from test_logprobs import *
         model, ref = MODELS[0], freeze(MODELS[0])
-        rows = ragged([(7, 30, 25), (20, 5, 40)], __import__("random").Random(0))
+        import random
+        rows = ragged([(7, 30, 25), (20, 5, 40)], random.Random(0))
         compile_step(model, ref, CFG)
         print(model.compiled, ref.compiled, dpo_step(model, ref, [collate(rows)], CFG)["reward/margin"])"""
     said = subprocess.run([sys.executable, "-c", code, os.path.dirname(__file__)], capture_output=True, text=True, env=os.environ | {"CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
@@ -240,3 +241,11 @@ def test_a_pytorch_that_does_not_know_an_option_trains_uncompiled():
     with pytest.warns(UserWarning, match="goes on without compiled blocks, and slower: Unexpected optimization option no_such_option"):
         model_module.try_compiled([model], lambda: None, no_such_option=True)
     assert model.compiled is None
+
+def test_a_compiler_that_fails_late_leaves_no_gradient_behind(monkeypatch):
+    model, ref = copy.deepcopy(MODELS[0]), freeze(MODELS[0])
+    def late(*args): step(*args); raise RuntimeError("too late")
+    step = training.dpo_step
+    monkeypatch.setattr(training, "dpo_step", late); monkeypatch.setattr(model_module, "compiled", lambda f, **kw: f)
+    with pytest.warns(UserWarning, match="goes on without compiled blocks, and slower: too late"): compile_step(model, ref, CFG)
+    assert model.compiled is ref.compiled is None and all(p.grad is None for p in model.parameters())

@@ -127,8 +127,8 @@ def compile_step(policy, ref, cfg): # as in `dpo`
     "Let policy and reference run compiled; values are rounded where they were, so that the two still agree where they are the same"
     def side(prompt, response): return [0] * (prompt + response), [0] * prompt + [1] * response
     some = collate([(side(5, 8), side(5, 11))] * 10 + [(side(4, 9), side(4, 14))])                      # sizes unlike each other and the model's own: equal ones would be compiled as one
-    def use(): dpo_step(policy, ref, [some], cfg); policy.zero_grad()
-    try_compiled([policy, ref], use, emulate_precision_casts=True)
+    try_compiled([policy.eval(), ref], lambda: dpo_step(policy, ref, [some], cfg), emulate_precision_casts=True)
+    policy.zero_grad()                                                                                  # also where it failed half-way
 
 def dpo(policy, # the model to train, in place
         ref, # the frozen reference
