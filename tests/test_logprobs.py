@@ -223,6 +223,55 @@ def test_a_compiled_run_is_the_run(data, tmp_path, monkeypatch, compiler, refere
         for k in ("loss", "reward/margin", "reward/chosen", "grad_norm"): assert abs(a[k] - b[k]) < 1e-3 * max(1, abs(a[k])), (k, a, b)
     assert len(list(tmp_path.iterdir())) == 2 * (reference == "cached")           # what a compiled reference said has a name of its own
 
+# --- packed copies of the weights
+
+BF16 = pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this processor does not multiply in bf16")
+
+@BF16
+def test_packed_copies_change_no_value_and_no_gradient():
+    import random
+    rng = random.Random(0)
+    for plain in MODELS:
+        packed, ref = copy.deepcopy(plain), freeze(plain)
+        for m in (packed, ref): model_module.pack_copies(m)
+        for sizes in ([(5, 9, 70)], [(30, 100, 90)] * 6, [(2, 3, 1)] * 3):
+            batch = collate(ragged(sizes, rng))
+            with torch.autocast("cpu", torch.bfloat16):
+                (a, ga), (b, gb) = (value_and_gradient(pair_logprob, m, batch) for m in (plain, packed))
+                with torch.no_grad(): c = torch.cat(pair_logprob(ref, *batch))
+            assert torch.allclose(a, b, rtol=1e-3) and F.cosine_similarity(ga.double(), gb.double(), 0) > .9999 and ga.dtype == gb.dtype == torch.float32
+            assert torch.equal(b, c)                                              # the reference has copies for the way there alone
+
+@BF16
+@pytest.mark.parametrize("compiling", [False, pytest.param(True, marks=COMPILER)])
+def test_a_run_with_packed_copies_is_the_run_and_leaves_none(data, tmp_path, monkeypatch, compiler, compiling):
+    cfg, packed, many = replace(CFG, epochs=2, precision="bf16", lr=1e-3), [], model_module.pack_copies
+    policy = copy.deepcopy(MINI)
+    plain = dpo(policy, freeze(policy), data, cfg)
+    monkeypatch.setattr(training, "large", lambda model: True); monkeypatch.setattr(training, "keep_memory", lambda: None)
+    if not compiling: monkeypatch.setattr(training, "compile_step", lambda *args: None)
+    monkeypatch.setattr(training, "pack_copies", lambda m, wanted=True: packed.append((m, wanted)) or many(m, wanted))
+    policy, ref, seen = copy.deepcopy(MINI), freeze(MINI), []
+    def look(m): seen.append(all(torch.equal(layer.copies[0].to_dense(), layer.weight.bfloat16()) for layer in policy.modules() if isinstance(layer, model_module.Linear)))
+    fast = dpo(policy, ref, data, cfg, look)
+    assert fast[0]["reward/margin"] == 0 and [m for m, wanted in packed if wanted] == [policy, ref] + [policy] * len(fast)
+    assert all(seen) and len(seen) == len(fast)                                   # who looks between two steps sees the weights of that moment
+    for a, b in zip(plain, fast, strict=True):
+        for k in ("loss", "reward/margin", "grad_norm"): assert abs(a[k] - b[k]) < .02 * max(1, abs(a[k])), (k, a, b)
+    for m in (policy, ref): assert m.copies is None and all(layer.copies is None for layer in m.modules() if isinstance(layer, model_module.Linear))
+    copy.deepcopy(policy)                                                         # a packed weight could not be copied
+
+@BF16
+def test_a_run_that_goes_on_packs_the_weights_it_loads(data, tmp_path, monkeypatch, compiler):
+    monkeypatch.setattr(training, "large", lambda model: True); monkeypatch.setattr(training, "keep_memory", lambda: None); monkeypatch.setattr(training, "compile_step", lambda *args: None)
+    cfg, policy = replace(CFG, epochs=2, precision="bf16", lr=1e-3, save_every=1), copy.deepcopy(MINI)
+    whole = dpo(policy, freeze(policy), data, cfg)
+    class Stop(Exception): pass
+    def stop(m):
+        if m["step"] == len(whole) // 2 + 1: raise Stop
+    with pytest.raises(Stop): dpo(copy.deepcopy(MINI), freeze(MINI), data, cfg, stop, tmp_path/"state.pt")
+    assert dpo(copy.deepcopy(MINI), freeze(MINI), data, cfg, state=tmp_path/"state.pt") == whole
+
 def test_without_a_compiler_training_goes_on_and_says_so(tmp_path):
     code = """if True:
         import sys; sys.path.insert(0, sys.argv[1])

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from .adopt import full_logits
 from .chat import encode_prompt, encode_response, end_id
 from .files import UserError, read_jsonl
-from .model import GPT, Block, compiled
+from .model import GPT, Block, compiled, packed_linear
 from .sampling import pad_right
 
 # %% ../nbs/appendix/logprobs.ipynb #b133679b
@@ -73,25 +73,26 @@ def _softmax(z, y, # logits (n, V), labels (n, 1)
 
 class _LabelLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h, weight, labels, softmax): # (N, n_embd), (V, n_embd), (N,), `_softmax`
+    def forward(ctx, h, weight, labels, softmax, there, back): # (N, n_embd), (V, n_embd), (N,), `_softmax`, packed copies of the weight or None
         logp, wanted = torch.empty(len(h), 1, device=h.device), any(ctx.needs_input_grad)
         size = CHUNK.get(h.device.type, 2048)
         d = h.new_empty(len(h) if wanted else min(size, len(h)), len(weight))     # softmax - onehot; of one piece where nobody asks, so that both compute the same
         for i in range(0, len(h), size):
             rows, y = slice(i, i + size), labels[i:i + size, None]
             out = d[rows] if wanted else d[:len(y)]
-            logp[rows] = softmax(F.linear(h[rows], weight), y, out)
+            logp[rows] = softmax(F.linear(h[rows], weight) if there is None else packed_linear(h[rows], there, len(weight)), y, out)
             if wanted: out.scatter_(1, y, logp[rows].expm1().to(d.dtype))
-        ctx.save_for_backward(h, weight, d)
+        ctx.save_for_backward(h, weight, d, back)
         return logp[:, 0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad): # (N,)
-        h, weight, d = ctx.saved_tensors
-        return (-grad[:, None] * (d @ weight)).to(h.dtype), d.T @ (-grad[:, None] * h).to(h.dtype), None, None
+        h, weight, d, back = ctx.saved_tensors
+        dh = d @ weight if back is None else packed_linear(d, back, h.shape[1])
+        return (-grad[:, None] * dh).to(h.dtype), (d.T @ (-grad[:, None] * h).to(h.dtype)).to(weight.dtype), None, None, None, None
 
-CHUNK = {"cpu": 128} # rows of logits at a time; 2,048 elsewhere
+CHUNK = {"cpu": 256} # rows of logits at a time; 2,048 elsewhere
 
 def label_logprob(model, # GPT
                   h, # (N, n_embd) hidden states
@@ -99,8 +100,8 @@ def label_logprob(model, # GPT
                  ):
     "log pi(label) in nats, (N,), in float32"
     dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype
-    weight = (model.embed if model.cfg.tie else model.unembed).weight
-    return _LabelLogprob.apply(h.to(dtype), weight.to(dtype), labels, compiled(_softmax) if model.compiled else _softmax)
+    weight = model.head_weight if model.copies else model.head_weight.to(dtype)
+    return _LabelLogprob.apply(h.to(dtype), weight, labels, compiled(_softmax) if model.compiled else _softmax, *(model.copies or (None, None)))
 
 # %% ../nbs/appendix/logprobs.ipynb #8ab876b9
 def keep_memory():

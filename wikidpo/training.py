@@ -21,7 +21,7 @@ from .adopt import full_logits, save_policy
 from .files import QUIET, JsonlWriter, UserError, read_jsonl, update_json, write_atomic
 from .logprobs import PairDataset, Scorer, collate, keep_memory, pair_logprob, score_pairs, seq_logprob, weights_digest
 from .loss import KINDS, implicit_reward, margin, preference_loss
-from .model import GPT, try_compiled
+from .model import GPT, pack_copies, try_compiled
 from .profiles import claim
 from .ranks import DistributedDataParallel, collect, first, join, leave, load_state, rank, save_state, spread, sync, total, whole, world
 from .sampling import large, open_policy, pick_device, pick_precision
@@ -114,7 +114,7 @@ def forwards(dataset, pairs, cfg)->list:
 def reference(ref, dataset, cfg, order, cache=None)->torch.Tensor:
     "log pi_ref of chosen and rejected, (pairs, 2), from the very forwards of the first epoch: policy and reference agree to the last bit where they are the same"
     epoch = order[:len(order) // cfg.epochs]
-    key = [weights_digest(ref), dataset.digest, cfg.precision, cfg.batch_size, world(), epoch, bool(getattr(ref, "compiled", None))]
+    key = [weights_digest(ref), dataset.digest, cfg.precision, cfg.batch_size, world(), epoch, *(bool(getattr(ref, k, None)) for k in ("compiled", "copies"))]
     path = Path(cache or "")/f"reference-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.pt"
     if cache and first(path.exists): return torch.load(path, weights_only=True)
     table = total(score_pairs(ref, dataset, [f for pairs in epoch for f in forwards(dataset, pairs, cfg)], cfg.precision))
@@ -126,7 +126,7 @@ def reference(ref, dataset, cfg, order, cache=None)->torch.Tensor:
 def compile_step(policy, ref, cfg): # as in `dpo`
     "Let policy and reference run compiled; values are rounded where they were, so that the two still agree where they are the same"
     def side(prompt, response): return [0] * (prompt + response), [0] * prompt + [1] * response
-    some = collate([(side(5, 8), side(5, 11))] * 10 + [(side(4, 9), side(4, 14))])                      # sizes unlike each other and the model's own: equal ones would be compiled as one
+    some = collate([(side(5, 8), side(5, 11))] * 16 + [(side(4, 9), side(4, 14))])                      # sizes unlike each other and the model's own, and more than one CHUNK: equal ones would be compiled as one
     try_compiled([policy.eval(), ref], lambda: dpo_step(policy, ref, [some], cfg), emulate_precision_casts=True)
     policy.zero_grad()                                                                                  # also where it failed half-way
 
@@ -139,15 +139,18 @@ def dpo(policy, # the model to train, in place
         cache=None, # folder for what the reference said; None: not kept
        )->list:
     "Train with DPO (Rafailov et al. 2023, arXiv 2305.18290) and return the metrics of every step"
-    if large(policy):
-        keep_memory()
-        if isinstance(policy, GPT) and not cfg.shard: compile_step(policy, ref, cfg)
+    fast = large(policy) and isinstance(policy, GPT) and not cfg.shard
+    copied = fast and cfg.precision == "bf16" and not policy.head_weight.is_cuda and torch.cpu._is_avx512_bf16_supported()
+    if large(policy): keep_memory()
+    if copied: pack_copies(policy); pack_copies(ref)
+    if fast: compile_step(policy, ref, cfg)
     order, score = step_order(len(dataset), cfg), spread(Scorer(policy.eval()), cfg.shard)
     opt = torch.optim.AdamW(score.parameters(), lr=cfg.lr, betas=(.9, .95), weight_decay=0., fused=True)
     said = reference(ref, dataset, cfg, order, cache) if cfg.reference == "cached" else None
     saved = load_state(state, score, opt) if state and Path(state).exists() else {"history": [], "pairs": dataset.digest}
     if saved["pairs"] != dataset.digest: raise UserError(f"{state}: this run was begun with other pairs; choose another --out, or delete the folder")
     history = saved["history"]
+    if copied and history: pack_copies(policy)
     for metrics in history: log(metrics)
     for pairs in order[len(history):]:
         lr = cfg.lr * lr_at(len(history), len(order), cfg.warmup)
@@ -157,12 +160,14 @@ def dpo(policy, # the model to train, in place
         metrics = dpo_step(score, ref, batches, cfg, bool(mine) / len(pairs))
         grad_norm = whole(torch.nn.utils.clip_grad_norm_(score.parameters(), cfg.clip)).item()
         opt.step(); opt.zero_grad(set_to_none=True)
+        if copied: pack_copies(policy)
         history.append({"step": len(history) + 1, **metrics, "lr": lr, "grad_norm": grad_norm})
         if not math.isfinite(metrics["loss"] + grad_norm): raise UserError(f"the loss is no longer a number at step {len(history)}; lower train.lr (now {cfg.lr})")
         log(history[-1])
         if state and len(history) % cfg.save_every == 0: save_state(state, score, opt, history=history, pairs=dataset.digest)
     collect(score, Scorer(policy))
     policy.compiled = ref.compiled = None                                                                # what comes now may sample, and has other sizes
+    if copied: pack_copies(policy, False); pack_copies(ref, False)
     return history
 
 # %% ../nbs/lessons/06_training.ipynb #9916253e
