@@ -170,7 +170,7 @@ def test_memory_that_is_kept_is_not_asked_for_again():
     "Page faults of a tensor of 256 MB that was freed and comes again, in a process of its own, with and without `keep_memory`"
     code = """if True:
         import resource, sys, torch
-        from wikidpo.logprobs import keep_memory
+        from wikidpo.model import keep_memory
         if sys.argv[1] == "keep": keep_memory()
         fill = lambda: torch.empty(2**26).fill_(1.)
         for _ in range(10): fill() # the places settle

@@ -8,6 +8,7 @@ from wikidpo.adopt import Foreign
 from wikidpo.chat import encode_prompt, end_id, load_tokenizer
 from wikidpo.files import UserError
 from wikidpo.miniwiki import DATA, prompts
+from wikidpo import sampling
 from wikidpo.model import GPT, GPTConfig, load_checkpoint, pack
 from wikidpo.sampling import TEMPS, UNIT, Cached, pick_precision, prompts_that_fit, sample_k, sample_rows, sample_unit, sampler
 
@@ -143,6 +144,13 @@ def test_grouped_heads_sample_like_the_plain_loop():
     m = GPT(GPTConfig(vocab_size=TOK.get_vocab_size(), block_size=128, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, ffn_dim=48)).eval()
     out = sample_k(m, TOK, prompts("eval")[:4], temps=(0,), max_new=10)
     assert all(agree(g[0], greedy(m, p, 10)) for g, p in zip(out, prompts("eval")[:4], strict=True))
+
+def test_memory_is_kept_for_a_large_model_alone(monkeypatch):
+    kept = []
+    monkeypatch.setattr(sampling, "keep_memory", lambda: kept.append(1))
+    sampler(MODEL, "fp32"); assert not kept
+    monkeypatch.setattr(sampling, "large", lambda model: True)
+    sampler(MODEL, "fp32"); assert kept == [1]
 
 NATIVE = pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this CPU has no bf16 units")
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['GPTConfig', 'rope_tables', 'rotate', 'Cache', 'packed_linear', 'Packed', 'Linear', 'causal', 'Attention', 'SwiGLU',
-           'Block', 'GPT', 'compiled', 'try_compiled', 'pack_copies', 'pack', 'save_checkpoint', 'read_checkpoint',
-           'load_checkpoint']
+           'Block', 'GPT', 'compiled', 'try_compiled', 'pack_copies', 'pack', 'keep_memory', 'save_checkpoint',
+           'read_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/appendix/wikigpt.ipynb #f7043849
-import json, math, warnings
+import ctypes, json, math, warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache, partial
 from io import BytesIO
@@ -332,6 +333,13 @@ def pack(model, # GPT in bf16 on the CPU, changed in place: it can only sample f
         model.prefill(torch.zeros(5, 9, dtype=torch.long), torch.full((5,), 9), cache)
         try_compiled([model], lambda: model.extend(torch.zeros(20, dtype=torch.long), cache))  # sizes that are unlike each other: equal ones would be compiled as one
     return model
+
+# %% ../nbs/appendix/wikigpt.ipynb #8ab876b9
+def keep_memory():
+    "Memory of freed tensors is kept for the next ones: no page is asked for twice. On Linux with glibc; elsewhere nothing changes, nor does a GPU's memory"
+    with suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-1, -1); mallopt(-4, 0)                                           # M_TRIM_THRESHOLD: never; M_MMAP_MAX: none
 
 # %% ../nbs/appendix/wikigpt.ipynb #74c4076c
 def save_checkpoint(path, # ends in .pt or .safetensors

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from .adopt import full_logits, load_policy
 from .chat import check_vocab, encode_prompt, end_id, load_tokenizer
 from .files import UserError
-from .model import GPT, Cache, pack
+from .model import GPT, Cache, keep_memory, pack
 
 # %% ../nbs/lessons/03_sampling.ipynb #6ab719ca
 def pad_right(rows, # lists of token ids
@@ -179,6 +179,7 @@ def sampler(model, # of `open_policy`
             ):
     "The model to sample from: itself, or a copy in bf16, made ready for sampling alone"
     device = next(model.parameters()).device.type
+    if device == "cpu" and large(model): keep_memory()
     if not isinstance(model, GPT) or pick_precision(precision, device) == "fp32" or precision == "auto" and not large(model): return model
     copy = deepcopy(model).bfloat16()
     return pack(copy, large(model)) if device == "cpu" and torch.cpu._is_avx512_bf16_supported() else copy

@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 
 from .adopt import full_logits, save_policy
 from .files import QUIET, JsonlWriter, UserError, read_jsonl, update_json, write_atomic
-from .logprobs import PairDataset, Scorer, collate, keep_memory, pair_logprob, score_pairs, seq_logprob, weights_digest
+from .logprobs import PairDataset, Scorer, collate, pair_logprob, score_pairs, seq_logprob, weights_digest
 from .loss import KINDS, implicit_reward, margin, preference_loss
-from .model import GPT, pack_copies, try_compiled
+from .model import GPT, keep_memory, pack_copies, try_compiled
 from .profiles import claim
 from .ranks import DistributedDataParallel, collect, first, join, leave, load_state, rank, save_state, spread, sync, total, whole, world
 from .sampling import large, open_policy, pick_device, pick_precision
