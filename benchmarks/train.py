@@ -42,12 +42,18 @@ def ours(task):
     return run
 
 
+def kind(name):
+    "Which share of the profile an operation belongs to"
+    if name in ("aten::mm", "aten::bmm", "aten::addmm", "mkldnn::_linear_pointwise"): return "matrix products"
+    if "scaled_dot_product" in name or "flash" in name: return "fused attention"
+    return "copies" if name in ("aten::copy_", "aten::cat", "aten::index", "aten::fill_", "mkldnn::_reorder_linear_weight") else "the rest"
+
+
 def profile(task):
     "Ours under torch's profiler: what share of the operations' time the products take, fused attention, moving numbers about, and the rest"
     from collections import Counter
     from torch import profiler
     run, time = ours(task), f"self_{'device' if task['device'] == 'cuda' else 'cpu'}_time_total"
-    def kind(name): return "matrix products" if name in ("aten::mm", "aten::bmm", "aten::addmm") else "fused attention" if "scaled_dot_product" in name or "flash" in name else "copies" if name in ("aten::copy_", "aten::cat", "aten::index", "aten::fill_") else "the rest"
     def profiled():
         with profiler.profile() as seen: amount, facts = run()
         spent = Counter()

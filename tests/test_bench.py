@@ -61,3 +61,15 @@ def test_every_row_runs(monkeypatch, tmp_path):
             if not missing: assert 0 < c["low"] <= c["value"] <= c["high"] and len(c["repeats"]) == bench.table(True)[name].rounds
     assert {tuple(counts(c)) for c in rows["train"]["contestants"].values() if "value" in c} == {(4, 4)}
     assert {tuple(counts(c)) for c in rows["sample"]["contestants"].values() if "value" in c} == {(64,) * 3}
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this processor does not multiply in bf16")
+def test_the_profile_counts_packed_products_as_products():
+    from torch import profiler
+    from train import kind
+    from wikidpo.model import GPT, GPTConfig, pack_copies
+    model = GPT(GPTConfig(vocab_size=97, n_layer=1, n_head=4, n_embd=32, ffn_dim=48))
+    with profiler.profile() as seen:
+        pack_copies(model)
+        with torch.autocast("cpu", torch.bfloat16): model(torch.zeros(2, 9, dtype=torch.long))[0].sum().backward()
+    found = {e.key: kind(e.key) for e in seen.key_averages() if e.key.startswith(("mkldnn::", "aten::mm"))}
+    assert set(found.values()) == {"matrix products", "copies"} and len(found) >= 3, found

@@ -9,6 +9,7 @@ from wikidpo.files import read_jsonl, write_jsonl
 from wikidpo.logprobs import PairDataset, causal_attention, collate, label_logprob, pair_logprob, score_pairs, seq_logprob, weights_digest
 from wikidpo.miniwiki import DATA
 from wikidpo import model as model_module, training
+from wikidpo.sampling import sampler
 from wikidpo.model import GPT, Block, GPTConfig, load_checkpoint
 from wikidpo.training import TrainConfig, compile_step, dpo, dpo_step, forwards, freeze, reference, step_order
 
@@ -269,7 +270,9 @@ def test_a_run_that_goes_on_packs_the_weights_it_loads(data, tmp_path, monkeypat
     class Stop(Exception): pass
     def stop(m):
         if m["step"] == len(whole) // 2 + 1: raise Stop
-    with pytest.raises(Stop): dpo(copy.deepcopy(MINI), freeze(MINI), data, cfg, stop, tmp_path/"state.pt")
+    stopped = copy.deepcopy(MINI)
+    with pytest.raises(Stop): dpo(stopped, freeze(MINI), data, cfg, stop, tmp_path/"state.pt")
+    assert stopped.copies is None and sampler(stopped, "bf16").copies is None     # it can be sampled from, by the weights that it has
     assert dpo(copy.deepcopy(MINI), freeze(MINI), data, cfg, state=tmp_path/"state.pt") == whole
 
 def test_without_a_compiler_training_goes_on_and_says_so(tmp_path):
