@@ -8,7 +8,7 @@ from worker import serve
 
 def config(task):
     from wikidpo.training import TrainConfig
-    return TrainConfig(lr=1e-6, batch_size=task["batch"], grad_accum=task["accum"], warmup=0, precision="bf16" if task["dtype"] == "bfloat16" else "fp32", wandb="disabled")
+    return TrainConfig(lr=1e-6, batch_size=task["batch"], grad_accum_steps=task["accum"], warmup_steps=0, precision="bf16" if task["dtype"] == "bfloat16" else "fp32", wandb="disabled")
 
 
 def ours(task):

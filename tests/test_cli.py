@@ -113,7 +113,7 @@ def test_the_installed_command_fails_in_one_line(tmp_path):
     assert r.returncode == 2 and r.stderr.strip() == "error: none.pt: no such checkpoint"
 
 def test_train_writes_a_whole_run(tmp_path):
-    main(["train", "--pairs", str(DATA/"pairs.jsonl"), "--out", str(tmp_path/"run"), "--wandb", "offline", "--epochs", "1", "--batch-size", "32", "--grad-accum", "4"])
+    main(["train", "--pairs", str(DATA/"pairs.jsonl"), "--out", str(tmp_path/"run"), "--wandb", "offline", "--epochs", "1", "--batch-size", "32", "--grad-accum-steps", "4"])
     run = tmp_path/"run"
     metrics = read_jsonl(run/"metrics.jsonl", ["step", "loss", "reward/chosen", "reward/rejected", "reward/margin", "reward/accuracy", "lr", "grad_norm"])
     assert abs(metrics[0]["loss"] - 0.693147) < 1e-6 and metrics[0]["reward/margin"] == 0

@@ -33,7 +33,7 @@ def test_a_run_is_that_of_the_cpu(tmp_path, monkeypatch, large, precision, tol):
     monkeypatch.setattr(training, "large", lambda model: large)
     monkeypatch.setattr(training, "keep_memory", lambda: None)
     write_jsonl(tmp_path/"pairs.jsonl", read_jsonl(DATA/"pairs.jsonl")[:28])
-    data, cfg = PairDataset(tmp_path/"pairs.jsonl", TOK, 256), TrainConfig(lr=3e-4, batch_size=4, grad_accum=2, warmup=1, epochs=2, seed=0, precision="fp32")
+    data, cfg = PairDataset(tmp_path/"pairs.jsonl", TOK, 256), TrainConfig(lr=3e-4, batch_size=4, grad_accum_steps=2, warmup_steps=1, epochs=2, seed=0, precision="fp32")
     def run(device, cfg):
         policy = copy.deepcopy(MINI).to(device)
         return dpo(policy, freeze(policy), data, cfg)

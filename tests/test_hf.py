@@ -321,7 +321,7 @@ def test_the_whole_lesson_on_an_imported_model(stranger, tmp_path, capsys):
     hf, ours = stranger
     policy = ["--checkpoint", str(ours/"model.safetensors"), "--tokenizer", str(ours/"tokenizer.json"), "--out", str(tmp_path/"run")]
     main(["mine", *policy, "--n-prompts", "48", "--max-new", "32"])
-    main(["train", *policy, "--batch-size", "4", "--grad-accum", "1", "--wandb", "disabled"])
+    main(["train", *policy, "--batch-size", "4", "--grad-accum-steps", "1", "--wandb", "disabled"])
     main(["judge", *policy, "--n", "24", "--max-new", "32"])
     main(["report", "--out", str(tmp_path/"run")])
     summary = json.loads((tmp_path/"run/summary.json").read_text())

@@ -14,7 +14,7 @@ from wikidpo.model import GPT, Block, GPTConfig, load_checkpoint
 from wikidpo.training import TrainConfig, compile_step, dpo, dpo_step, forwards, freeze, reference, step_order
 
 TOK, MINI = load_tokenizer(DATA/"tokenizer.json"), load_checkpoint(DATA/"model.safetensors")
-CFG = TrainConfig(lr=3e-4, batch_size=4, grad_accum=2, warmup=1, seed=0, precision="fp32")
+CFG = TrainConfig(lr=3e-4, batch_size=4, grad_accum_steps=2, warmup_steps=1, seed=0, precision="fp32")
 
 def make(**kw):
     "A random model whose weights are large enough for attention to matter"
@@ -134,7 +134,7 @@ def test_the_cache_belongs_to_one_reference_one_set_of_pairs_one_tokenizer_one_p
     table = lambda model=MINI, data=data, **kw: reference(model, data, replace(CFG, **kw), step_order(len(data), replace(CFG, **kw)), tmp_path)
     files = lambda: len(list(tmp_path.iterdir()))
     first = table()
-    for kw in (dict(beta=.5), dict(lr=1e-5), dict(epochs=3), dict(loss="ipo")): assert torch.equal(table(**kw), first) and files() == 1       # a sweep asks once
+    for kw in (dict(beta=.5), dict(lr=1e-5), dict(epochs=3), dict(loss_type="ipo")): assert torch.equal(table(**kw), first) and files() == 1       # a sweep asks once
     moved = copy.deepcopy(MINI)
     with torch.no_grad(): moved.norm.weight[0] = torch.nextafter(moved.norm.weight[0], torch.tensor(9.))
     table(moved); assert files() == 2                                            # one bit of one weight

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from wikidpo.files import UserError
-from wikidpo.loss import KINDS, dpo_loss, gradient_weight, implicit_reward, margin, preference_loss
+from wikidpo.loss import LOSS_TYPES, dpo_loss, gradient_weight, implicit_reward, margin, preference_loss
 
 betas = st.floats(1e-3, 10)
 margins = st.floats(-1e4, 1e4)
@@ -29,27 +29,27 @@ def test_known_values():
     assert dpo_loss(z, .1).tolist() == pytest.approx([math.log(2), math.log(1 + math.exp(-1)), math.log(1 + math.e)])
     assert preference_loss(z, .1, "ipo").tolist() == pytest.approx([25, 25, 225])
     assert preference_loss(z, .1, "hinge").tolist() == pytest.approx([1, 0, 2])
-    assert preference_loss(z, .1, smoothing=.2).tolist() == pytest.approx([math.log(2), .8 * softplus(-1) + .2 * softplus(1), .8 * softplus(1) + .2 * softplus(-1)])
+    assert preference_loss(z, .1, label_smoothing=.2).tolist() == pytest.approx([math.log(2), .8 * softplus(-1) + .2 * softplus(1), .8 * softplus(1) + .2 * softplus(-1)])
 
 
 @repeatable
 @given(logps)
 def test_margin_is_the_difference_of_rewards(x):
-    pi_c, ref_c, pi_r, ref_r = x
+    pi_c, pi_r, ref_c, ref_r = x
     z = margin(*x)
     assert z.shape == pi_c.shape
     torch.testing.assert_close(.3 * z, implicit_reward(pi_c, ref_c, .3) - implicit_reward(pi_r, ref_r, .3))
-    torch.testing.assert_close(margin(pi_r, ref_r, pi_c, ref_c), -z)              # the pair turned round
-    torch.testing.assert_close(margin(pi_c - 7, ref_c, pi_r - 7, ref_r), z)       # both fall alike: not seen
-    assert (margin(pi_c + 1, ref_c, pi_r, ref_r) > z).all() and (margin(pi_c, ref_c, pi_r + 1, ref_r) < z).all()
-    assert (margin(pi_c, ref_c + 1, pi_r, ref_r) < z).all() and (margin(pi_c, ref_c, pi_r, ref_r + 1) > z).all()
+    torch.testing.assert_close(margin(pi_r, pi_c, ref_r, ref_c), -z)              # the pair turned round
+    torch.testing.assert_close(margin(pi_c - 7, pi_r - 7, ref_c, ref_r), z)       # both fall alike: not seen
+    assert (margin(pi_c + 1, pi_r, ref_c, ref_r) > z).all() and (margin(pi_c, pi_r + 1, ref_c, ref_r) < z).all()
+    assert (margin(pi_c, pi_r, ref_c + 1, ref_r) < z).all() and (margin(pi_c, pi_r, ref_c, ref_r + 1) > z).all()
 
 
 @repeatable
 @given(logps, betas)
 def test_a_copy_of_the_reference_starts_at_ln_2(x, beta): # trap 8
-    c, _, r, _ = (t.float() for t in x)
-    z = margin(c, c, r, r)
+    c, r, _, _ = (t.float() for t in x)
+    z = margin(c, r, c, r)
     assert (z == 0).all()
     assert dpo_loss(z, beta).sub(math.log(2)).abs().max() < 1e-6
 
@@ -64,19 +64,19 @@ def test_gradients_by_hand(x, beta):
     for t, sign in zip(x, (-1, 1, 1, -1)): torch.testing.assert_close(t.grad, sign * pull)
 
 
-@pytest.mark.parametrize("kind, smoothing", [("dpo", 0), ("dpo", .1), ("ipo", 0), ("hinge", 0)])
-def test_every_kind_passes_gradcheck(kind, smoothing):
+@pytest.mark.parametrize("kind, label_smoothing", [("dpo", 0), ("dpo", .1), ("ipo", 0), ("hinge", 0)])
+def test_every_kind_passes_gradcheck(kind, label_smoothing):
     z = f64([-31., -2., .5, 7., 40.]).requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: preference_loss(z, .1, kind, smoothing), z)
+    assert torch.autograd.gradcheck(lambda z: preference_loss(z, .1, kind, label_smoothing), z)
 
 
-@pytest.mark.parametrize("kind, smoothing, rest", [("dpo", .1, 10 * math.log(9)), ("dpo", .25, 10 * math.log(3)), ("ipo", 0, 5)])
-def test_where_a_kind_rests(kind, smoothing, rest):
+@pytest.mark.parametrize("kind, label_smoothing, rest", [("dpo", .1, 10 * math.log(9)), ("dpo", .25, 10 * math.log(3)), ("ipo", 0, 5)])
+def test_where_a_kind_rests(kind, label_smoothing, rest):
     z = f64(rest).requires_grad_()
-    loss = preference_loss(z, .1, kind, smoothing)
+    loss = preference_loss(z, .1, kind, label_smoothing)
     loss.backward()
     assert abs(z.grad) < 1e-12
-    assert all(preference_loss(f64(rest + d), .1, kind, smoothing) > loss for d in (-1, 1))
+    assert all(preference_loss(f64(rest + d), .1, kind, label_smoothing) > loss for d in (-1, 1))
 
 
 @pytest.mark.parametrize("kind", ["dpo", "hinge"])
@@ -92,22 +92,22 @@ def test_huge_margins_stay_finite(kind, dtype):
 def test_every_option_changes_the_loss_or_is_refused(): # trap 16
     z = torch.linspace(-30, 30, 7)
     plain = preference_loss(z, .1)
-    for other in dict(beta=.2), dict(kind="ipo"), dict(kind="hinge"), dict(smoothing=.1):
+    for other in dict(beta=.2), dict(loss_type="ipo"), dict(loss_type="hinge"), dict(label_smoothing=.1):
         assert not torch.allclose(plain, preference_loss(z, **{"beta": .1, **other})), other
-    for kind in set(KINDS) - {"dpo"}:
-        with pytest.raises(UserError, match="no effect"): preference_loss(z, .1, kind, smoothing=.1)
+    for kind in set(LOSS_TYPES) - {"dpo"}:
+        with pytest.raises(UserError, match="no effect"): preference_loss(z, .1, kind, label_smoothing=.1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOSS_TYPES)
 @pytest.mark.parametrize("beta", [0, -.1, math.inf, math.nan])
 def test_refuses_beta(kind, beta):
     with pytest.raises(UserError, match="beta is"): preference_loss(torch.zeros(1), beta, kind)
     with pytest.raises(UserError, match="beta is"): dpo_loss(torch.zeros(1), beta)
 
 
-@pytest.mark.parametrize("smoothing", [-.1, .5, 1, math.nan])
-def test_refuses_smoothing(smoothing):
-    with pytest.raises(UserError, match="smoothing is"): preference_loss(torch.zeros(1), .1, smoothing=smoothing)
+@pytest.mark.parametrize("label_smoothing", [-.1, .5, 1, math.nan])
+def test_refuses_smoothing(label_smoothing):
+    with pytest.raises(UserError, match="label_smoothing is"): preference_loss(torch.zeros(1), .1, label_smoothing=label_smoothing)
 
 
 def test_refuses_kind():

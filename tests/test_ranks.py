@@ -4,7 +4,7 @@ import pytest, torch
 from wikidpo.files import read_jsonl, write_jsonl
 from wikidpo.miniwiki import DATA
 
-FLAGS = ["--block-size", "256", "--lr", "3e-4", "--batch-size", "4", "--grad-accum", "2", "--warmup", "1", "--wandb", "disabled", "--device", "cpu"]
+FLAGS = ["--block-size", "256", "--lr", "3e-4", "--batch-size", "4", "--grad-accum-steps", "2", "--warmup-steps", "1", "--wandb", "disabled", "--device", "cpu"]
 SLOW = pytest.mark.slow                                                   # each starts processes for ten seconds or more
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,7 @@ def test_a_loss_that_is_no_number_is_said_so(tiny):
     rm.out.bias.data.fill_(math.nan)
     with pytest.raises(UserError, match="no longer a number at step 1; lower ppo.lr"): ppo(policy, ref, rm, value, TOK, prompts("mine"), SMALL)
 
-@pytest.mark.parametrize("bad", [dict(kl=-.1), dict(gamma=1.1), dict(eps=0), dict(steps=0), dict(minibatches=40), dict(lr=0.), dict(clip=0.)])
+@pytest.mark.parametrize("bad", [dict(kl=-.1), dict(gamma=1.1), dict(eps=0), dict(steps=0), dict(minibatches=40), dict(lr=0.), dict(max_grad_norm=0.)])
 def test_ppo_config_refuses(bad):
     with pytest.raises(UserError, match=f"ppo.{next(iter(bad))}"): PPOConfig(**bad)
 

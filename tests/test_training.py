@@ -15,7 +15,7 @@ from wikidpo.training import TrainConfig, dpo, dpo_step, freeze, lr_at, pick_pre
 
 TOK, MODEL = load_tokenizer(DATA/"tokenizer.json"), load_checkpoint(DATA/"model.safetensors")
 POLICY = PolicyConfig(str(DATA/"model.safetensors"), str(DATA/"tokenizer.json"), device="cpu")
-BASE = TrainConfig(lr=3e-4, batch_size=8, grad_accum=2, warmup=1, seed=0, precision="fp32")
+BASE = TrainConfig(lr=3e-4, batch_size=8, grad_accum_steps=2, warmup_steps=1, seed=0, precision="fp32")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -116,7 +116,7 @@ def test_every_field_of_the_configuration_changes_something_or_is_refused(tmp_pa
         train(POLICY, replace(BASE, pairs=str(pairs), wandb="disabled") if not kw else replace(BASE, **({"pairs": str(pairs), "wandb": "disabled"} | kw)), out)
         return (out/"metrics.jsonl").read_text()
     base = run("base")
-    change = dict(seed=1, pairs=str(other), block_size=24, beta=.2, loss="ipo", smoothing=.1, lr=1e-3, epochs=2, batch_size=4, grad_accum=1, warmup=0, clip=.01, precision="bf16")
+    change = dict(seed=1, pairs=str(other), block_size=24, beta=.2, loss_type="ipo", label_smoothing=.1, lr=1e-3, epochs=2, batch_size=4, grad_accum_steps=1, warmup_steps=0, max_grad_norm=.01, precision="bf16")
     assert set(change) | {"wandb", "project", "reference", "save_every", "shard", "watch"} == {f.name for f in fields(TrainConfig)} # save_every and shard: test_ranks.py; watch: test_widgets.py
     rows = [r for r in data.rows if len(r[0]) >= 24]
     for name, value in change.items():

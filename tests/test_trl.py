@@ -18,7 +18,7 @@ from wikidpo.model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 from wikidpo.training import TrainConfig, dpo, dpo_step, freeze, lr_at, step_order
 
 TOK, STEPS = load_tokenizer(DATA/"tokenizer.json"), 20
-CFG = TrainConfig(lr=1e-3, batch_size=4, grad_accum=2, warmup=4, seed=3, precision="fp32")
+CFG = TrainConfig(lr=1e-3, batch_size=4, grad_accum_steps=2, warmup_steps=4, seed=3, precision="fp32")
 
 @pytest.fixture(scope="module")
 def tmp(tmp_path_factory):
@@ -38,7 +38,7 @@ def trainer(tmp, order=None, model=None, optimizers=(None, None), **kw):
     "TRL with our recipe; with an order, on our token ids"
     rows = datasets.load_dataset("json", data_files=str(tmp/"pairs.jsonl"), split="train", cache_dir=str(tmp/"cache"))
     if order: rows, kw = rows.select(order), dict(remove_unused_columns=False, train_sampling_strategy="sequential") | kw
-    args = DPOConfig(str(tmp/"out"), **dict(beta=CFG.beta, learning_rate=CFG.lr, num_train_epochs=1, per_device_train_batch_size=CFG.batch_size, gradient_accumulation_steps=CFG.grad_accum, bf16=False,
+    args = DPOConfig(str(tmp/"out"), **dict(beta=CFG.beta, learning_rate=CFG.lr, num_train_epochs=1, per_device_train_batch_size=CFG.batch_size, gradient_accumulation_steps=CFG.grad_accum_steps, bf16=False,
                      gradient_checkpointing=False, use_cpu=True, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True) | kw)
     return DPOTrainer(model or load(tmp), ref_model=load(tmp), args=args, train_dataset=rows, processing_class=AutoTokenizer.from_pretrained(tmp/"hf"),
                       data_collator=trl_collator(TOK) if order else None, optimizers=optimizers)
@@ -51,7 +51,7 @@ def twins(tmp):
     ours = dpo(policy, ref, data, CFG)
     model = load(tmp)
     opt = torch.optim.AdamW(model.parameters(), lr=CFG.lr, betas=(.9, .95), weight_decay=0.)
-    theirs = trainer(tmp, sum(step_order(len(data), CFG), []), model, (opt, torch.optim.lr_scheduler.LambdaLR(opt, partial(lr_at, steps=STEPS, warmup=CFG.warmup))))
+    theirs = trainer(tmp, sum(step_order(len(data), CFG), []), model, (opt, torch.optim.lr_scheduler.LambdaLR(opt, partial(lr_at, steps=STEPS, warmup_steps=CFG.warmup_steps))))
     theirs.train()
     return policy, ref, ours, theirs, [h for h in theirs.state.log_history if "loss" in h], data
 

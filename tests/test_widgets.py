@@ -192,7 +192,7 @@ def test_margins_are_those_of_the_run(tmp_path):
     profile = load_profile("miniwiki")
     policy = section(PolicyConfig, "policy", profile["policy"])
     for watch in (9, 0):
-        cfg = section(TrainConfig, "train", profile["train"] | {"pairs": str(tmp_path/"pairs.jsonl"), "wandb": "disabled", "batch_size": 4, "grad_accum": 1, "watch": watch})
+        cfg = section(TrainConfig, "train", profile["train"] | {"pairs": str(tmp_path/"pairs.jsonl"), "wandb": "disabled", "batch_size": 4, "grad_accum_steps": 1, "watch": watch})
         train(policy, cfg, tmp_path/f"run{watch}")
     assert (tmp_path/"run9"/"dpo.pt").read_bytes() == (tmp_path/"run0"/"dpo.pt").read_bytes() and not (tmp_path/"run0"/"margins.jsonl").exists()
     rows = read_jsonl(tmp_path/"run9"/"margins.jsonl")
@@ -201,6 +201,6 @@ def test_margins_are_those_of_the_run(tmp_path):
     (after, tok), (ref, _) = open_policy(policy, tmp_path/"run9"/"dpo.pt"), open_policy(policy)
     batch = collate([PairDataset(tmp_path/"pairs.jsonl", tok, 256)[i] for i in range(0, 45, 5)])
     with torch.no_grad(): (pi_c, pi_r), (ref_c, ref_r) = pair_logprob(after, *batch), pair_logprob(ref, *batch)
-    assert rows[-1]["z"] == pytest.approx(margin(pi_c, ref_c, pi_r, ref_r).tolist(), abs=2e-3)
+    assert rows[-1]["z"] == pytest.approx(margin(pi_c, pi_r, ref_c, ref_r).tolist(), abs=2e-3)
     player = RunPlayer(load_run(tmp_path/"run9"))
     assert player.z.shape == (len(rows), 9) and player.run["beta"] == .1

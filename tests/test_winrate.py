@@ -15,7 +15,7 @@ from wikidpo.model import load_checkpoint, save_checkpoint
 from wikidpo.profiles import claim
 from wikidpo.sampling import PolicyConfig
 from wikidpo.teacher import OFFLINE_MODEL, TeacherConfig, make_client, serving
-from wikidpo.winrate import JudgeConfig, bootstrap, compare, detectable, gen_all, judge_both, power, summarize, tally, wilson
+from wikidpo.winrate import EvaluateConfig, bootstrap, evaluate, detectable, gen_all, judge_both, power, summarize, tally, wilson
 
 
 # ---- statistics
@@ -136,7 +136,7 @@ def world(tmp_path_factory):
     with torch.no_grad():
         for p in bad.parameters(): p.add_(torch.randn_like(p) * p.std() * .6)
     save_checkpoint(path/"bad.safetensors", bad)
-    return JudgeConfig(a=POLICY.checkpoint, b=str(path/"bad.safetensors"), prompts=str(path/"prompts.jsonl"), n=N, max_new=48, batch=64)
+    return EvaluateConfig(a=POLICY.checkpoint, b=str(path/"bad.safetensors"), prompts=str(path/"prompts.jsonl"), n=N, max_new=48, batch=64)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def judged(world, tmp_path_factory):
     out = tmp_path_factory.mktemp("judged")
     claim(out, "train", {"lr": 1})
     (out/"summary.json").write_text('{"train": {"steps": 3}}')
-    return out, compare(POLICY, TeacherConfig(), world, out)
+    return out, evaluate(POLICY, TeacherConfig(), world, out)
 
 
 def copy_of(judged, tmp_path): return Path(shutil.copytree(judged[0], tmp_path/"run"))
@@ -179,7 +179,7 @@ def test_the_undamaged_model_wins(judged):
 
 
 def test_an_oracle_judge_is_obeyed(world, tmp_path):  # trap 21
-    compare(POLICY, TeacherConfig(noise=0, position_bias=0), world, tmp_path)
+    evaluate(POLICY, TeacherConfig(noise=0, position_bias=0), world, tmp_path)
     for r in by_id(tmp_path).values():
         sign = int(np.sign(r["truth_a"] - r["truth_b"]))
         assert r["result"] == {1: "a", 0: "tie", -1: "b"}[sign]
@@ -187,7 +187,7 @@ def test_an_oracle_judge_is_obeyed(world, tmp_path):  # trap 21
 
 def test_swapping_the_models_swaps_the_result(world, tmp_path):
     oracle = TeacherConfig(noise=0, position_bias=0)
-    there, back = compare(POLICY, oracle, world, tmp_path/"x"), compare(POLICY, oracle, replace(world, a=world.b, b=world.a), tmp_path/"y")
+    there, back = evaluate(POLICY, oracle, world, tmp_path/"x"), evaluate(POLICY, oracle, replace(world, a=world.b, b=world.a), tmp_path/"y")
     assert there["decided_win_rate"] > .7 and back["decided_win_rate"] < .3
 
 
@@ -196,7 +196,7 @@ def test_a_restart_repeats_nothing_and_changes_nothing(world, judged, tmp_path):
     lines = whole.split(b"\n")
     kept = b"\n".join(lines[:15]) + b"\n"
     run = killed(judged, tmp_path, kept + lines[15][:40])                    # while line 16 was being written
-    s = compare(POLICY, TeacherConfig(), world, run)
+    s = evaluate(POLICY, TeacherConfig(), world, run)
     assert (run/"verdicts.jsonl").read_bytes() == whole
     assert {k: v for k, v in s.items() if k != "seconds"} == {k: v for k, v in judged[1].items() if k != "seconds"}
 
@@ -205,13 +205,13 @@ def test_what_is_judged_is_never_judged_again(world, judged, tmp_path):
     rows = read_jsonl(judged[0]/"verdicts.jsonl")[:30]
     rows[3] |= {"result": None, "a": "kept as it is"}
     run = killed(judged, tmp_path, "".join(json.dumps(r) + "\n" for r in rows).encode())
-    s = compare(POLICY, TeacherConfig(), world, run)
+    s = evaluate(POLICY, TeacherConfig(), world, run)
     assert by_id(run)[3]["a"] == "kept as it is" and s["n"] == N - 1 and s["unparsed"] == 1
 
 
 def test_a_finished_folder_is_left_as_it_is(world, judged, tmp_path):
     run = copy_of(judged, tmp_path)
-    assert compare(POLICY, TeacherConfig(), world, run) == judged[1]
+    assert evaluate(POLICY, TeacherConfig(), world, run) == judged[1]
     for f in ("verdicts.jsonl", "summary.json"): assert (run/f).read_bytes() == (judged[0]/f).read_bytes()
 
 
@@ -220,7 +220,7 @@ def test_a_folder_of_another_comparison_is_refused(world, judged, tmp_path, chan
     run, change = copy_of(judged, tmp_path), dict(change)
     teacher = TeacherConfig(**change.pop("teacher", {}))
     if "a" in change: change["a"] = world.b
-    with pytest.raises(UserError, match="holds another run .judge"): compare(POLICY, teacher, replace(world, **change), run)
+    with pytest.raises(UserError, match="holds another run .judge"): evaluate(POLICY, teacher, replace(world, **change), run)
     for f in ("verdicts.jsonl", "summary.json", "config.yaml"): assert (run/f).read_bytes() == (judged[0]/f).read_bytes()
 
 
@@ -229,12 +229,12 @@ def test_other_weights_and_other_prompts_under_the_same_name_are_noticed(world, 
     save_checkpoint(tmp_path/"dpo.pt", load_checkpoint(world.a))
     shutil.copy(world.prompts, prompts := tmp_path/"prompts.jsonl")
     cfg = replace(world, a=None, n=4, prompts=str(prompts))                        # a = None: dpo.pt of the folder
-    assert compare(POLICY, TeacherConfig(), cfg, tmp_path)["n"] == 4
+    assert evaluate(POLICY, TeacherConfig(), cfg, tmp_path)["n"] == 4
     prompts.write_text(prompts.read_text() + '{"prompt": "One more?"}\n')
-    with pytest.raises(UserError, match="judge.sha_prompts"): compare(POLICY, TeacherConfig(), cfg, tmp_path)
+    with pytest.raises(UserError, match="judge.sha_prompts"): evaluate(POLICY, TeacherConfig(), cfg, tmp_path)
     shutil.copy(world.prompts, prompts)
     save_checkpoint(tmp_path/"dpo.pt", load_checkpoint(world.b))
-    with pytest.raises(UserError, match="judge.sha_a"): compare(POLICY, TeacherConfig(), cfg, tmp_path)
+    with pytest.raises(UserError, match="judge.sha_a"): evaluate(POLICY, TeacherConfig(), cfg, tmp_path)
 
 
 def test_answers_are_the_same_again_and_differ_between_the_models_streams(world):
@@ -265,35 +265,35 @@ def replies(text):
 
 @pytest.mark.parametrize("says, counts", [("A", (0, 4, 0)), ("TIE", (0, 4, 0))])
 def test_a_judge_that_always_says_the_same_decides_nothing(world, tmp_path, says, counts):
-    with serving(replies(says)) as url: s = compare(POLICY, TeacherConfig(url=url, model="m"), replace(world, n=4), tmp_path)
+    with serving(replies(says)) as url: s = evaluate(POLICY, TeacherConfig(url=url, model="m"), replace(world, n=4), tmp_path)
     assert (s["win"], s["tie"], s["loss"]) == counts and s["decided_win_rate"] is None
 
 
 def test_a_judge_that_says_nonsense_is_an_error_not_a_tie(world, tmp_path):  # trap 19
     with serving(replies("I prefer the former")) as url, pytest.raises(UserError, match="no verdict could be read on 4 prompts"):
-        compare(POLICY, TeacherConfig(url=url, model="m"), replace(world, n=4), tmp_path)
+        evaluate(POLICY, TeacherConfig(url=url, model="m"), replace(world, n=4), tmp_path)
     assert all(r["result"] is None for r in by_id(tmp_path).values())
     assert not (tmp_path/"summary.json").exists()
 
 
 def test_prompts_that_the_offline_teacher_does_not_know(world, tmp_path):
     (tmp_path/"mine.jsonl").write_text('{"prompt": "Write a poem."}\n')
-    with pytest.raises(UserError, match="no verdict could be read.*MiniWiki"): compare(POLICY, TeacherConfig(), replace(world, prompts=str(tmp_path/"mine.jsonl")), tmp_path/"run")
+    with pytest.raises(UserError, match="no verdict could be read.*MiniWiki"): evaluate(POLICY, TeacherConfig(), replace(world, prompts=str(tmp_path/"mine.jsonl")), tmp_path/"run")
 
 
 def test_no_teacher(world, tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{s.getsockname()[1]}/v1"
-    with pytest.raises(UserError, match=re.escape(url)): compare(POLICY, TeacherConfig(url=url), world, tmp_path)
+    with pytest.raises(UserError, match=re.escape(url)): evaluate(POLICY, TeacherConfig(url=url), world, tmp_path)
     assert not (tmp_path/"verdicts.jsonl").exists()
 
 
 @pytest.mark.parametrize("change, says", [(dict(a="nowhere.pt"), "nowhere.pt"), (dict(prompts="nowhere.jsonl"), "nowhere.jsonl"), (dict(b="nowhere.safetensors"), "nowhere.safetensors")])
 def test_missing_files(world, tmp_path, change, says):
-    with pytest.raises(UserError, match=says): compare(POLICY, TeacherConfig(), replace(world, **change), tmp_path)
+    with pytest.raises(UserError, match=says): evaluate(POLICY, TeacherConfig(), replace(world, **change), tmp_path)
 
 
 def test_values_out_of_range():
-    with pytest.raises(UserError, match="judge.n: must be at least 1, found 0"): JudgeConfig("p.jsonl", n=0)
-    with pytest.raises(UserError, match="judge.temperature: must not be below 0"): JudgeConfig("p.jsonl", temperature=-1.)
+    with pytest.raises(UserError, match="judge.n: must be at least 1, found 0"): EvaluateConfig("p.jsonl", n=0)
+    with pytest.raises(UserError, match="judge.temperature: must not be below 0"): EvaluateConfig("p.jsonl", temperature=-1.)

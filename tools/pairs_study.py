@@ -21,7 +21,7 @@ from wikidpo.profiles import load_profile, section
 from wikidpo.sampling import PolicyConfig
 from wikidpo.teacher import TeacherConfig
 from wikidpo.training import TrainConfig, train
-from wikidpo.winrate import JudgeConfig, compare
+from wikidpo.winrate import EvaluateConfig, evaluate
 
 RESULTS = Path(__file__).resolve().parent.parent / "nbs" / "results" / "pairs_study.json"
 SEEDS = range(3)
@@ -42,7 +42,7 @@ def off_policy(pairs):
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/pairs_study")
 profile = load_profile("miniwiki")
-policy, teacher, mining, training, judging = (section(c, n, profile[n]) for c, n in ((PolicyConfig, "policy"), (TeacherConfig, "teacher"), (MineConfig, "mine"), (TrainConfig, "train"), (JudgeConfig, "judge")))
+policy, teacher, mining, training, judging = (section(c, n, profile[n]) for c, n in ((PolicyConfig, "policy"), (TeacherConfig, "teacher"), (MineConfig, "mine"), (TrainConfig, "train"), (EvaluateConfig, "judge")))
 results = []
 for seed in SEEDS:
     judge = replace(teacher, seed=seed)
@@ -56,7 +56,7 @@ for seed in SEEDS:
         path = folder / f"seed{seed}" / f"{out.name}.jsonl"
         write_jsonl(path, random.Random(seed).sample(pairs, n))
         t = train(policy, replace(training, seed=seed, pairs=str(path), wandb="disabled"), out)
-        j = compare(policy, judge, replace(judging, seed=seed), out)
+        j = evaluate(policy, judge, replace(judging, seed=seed), out)
         answers = [r["a"] for r in read_jsonl(out / "verdicts.jsonl")]
         copied = [bool(PHRASING.fullmatch(a)) for a in answers]
         right = [r["truth_a"] >= 6 for r, c in zip(read_jsonl(out / "verdicts.jsonl"), copied) if c]

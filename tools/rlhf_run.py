@@ -19,7 +19,7 @@ from wikidpo.rlhf import PPOConfig, RewardConfig, ScalarModel, join_rows, ppo, r
 from wikidpo.sampling import PolicyConfig
 from wikidpo.teacher import TeacherConfig
 from wikidpo.training import TrainConfig, dpo, freeze
-from wikidpo.winrate import JudgeConfig, compare
+from wikidpo.winrate import EvaluateConfig, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, OUT = ROOT/"runs"/"rlhf", ROOT/"nbs"/"results"/"rlhf.json"
@@ -33,7 +33,7 @@ TRAIN, TEST = (PairDataset(RUNS/f"{split}.jsonl", TOK, SFT.cfg.block_size) for s
 def judge(out, seed):
     "The teacher's and the truth's comparison with the SFT model: (summary, rows)"
     teacher, cfg = PROFILE["teacher"] | {"seed": seed}, PROFILE["judge"] | {"seed": seed, "a": str(out/"policy.pt")}
-    summary = compare(section(PolicyConfig, "policy", PROFILE["policy"]), section(TeacherConfig, "teacher", teacher), section(JudgeConfig, "judge", cfg), out/"judge")
+    summary = evaluate(section(PolicyConfig, "policy", PROFILE["policy"]), section(TeacherConfig, "teacher", teacher), section(EvaluateConfig, "judge", cfg), out/"judge")
     return summary, read_jsonl(out/"judge"/"verdicts.jsonl")
 
 def reward_model(seed):

@@ -22,7 +22,7 @@ from wikidpo.profiles import load_profile, section
 from wikidpo.sampling import PolicyConfig
 from wikidpo.teacher import TeacherConfig
 from wikidpo.training import TrainConfig, train
-from wikidpo.winrate import JudgeConfig, compare
+from wikidpo.winrate import EvaluateConfig, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, OUT, WAYS = ROOT/"runs"/"trl", ROOT/"nbs"/"results"/"trl.json", ("ours", "TRL, our ids", "TRL, conversations", "TRL, as it is")
@@ -38,8 +38,8 @@ def train_trl(way, pairs, cfg, out):
     model, ref = (AutoModelForCausalLM.from_pretrained(RUNS/"sft", dtype="float32") for _ in range(2))
     rows = datasets.load_dataset("json", data_files=str(pairs), split="train", cache_dir=str(RUNS/"cache"))
     ids = dict(remove_unused_columns=False) if way == "TRL, our ids" else {}
-    args = DPOConfig(str(out), beta=cfg.beta, learning_rate=cfg.lr, num_train_epochs=cfg.epochs, per_device_train_batch_size=cfg.batch_size, gradient_accumulation_steps=cfg.grad_accum,
-                     warmup_steps=cfg.warmup, lr_scheduler_type="cosine", adam_beta2=.95, max_grad_norm=cfg.clip, max_length=cfg.block_size, seed=cfg.seed,
+    args = DPOConfig(str(out), beta=cfg.beta, learning_rate=cfg.lr, num_train_epochs=cfg.epochs, per_device_train_batch_size=cfg.batch_size, gradient_accumulation_steps=cfg.grad_accum_steps,
+                     warmup_steps=cfg.warmup_steps, lr_scheduler_type="cosine", adam_beta2=.95, max_grad_norm=cfg.max_grad_norm, max_length=cfg.block_size, seed=cfg.seed,
                      bf16=False, gradient_checkpointing=False, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, logging_strategy="no", **ids)
     trainer = DPOTrainer(model, ref_model=ref, args=args, processing_class=AutoTokenizer.from_pretrained(RUNS/"sft"),
                          train_dataset=rows.map(conversation) if way == "TRL, conversations" else rows, data_collator=trl_collator(load_tokenizer(policy.tokenizer), cfg.block_size) if ids else None)
@@ -56,7 +56,7 @@ def seed_run(seed):
         out, cfg = RUNS/f"seed{seed} {way}", section(TrainConfig, "train", profile["train"] | {"seed": seed, "pairs": str(mined/"pairs.jsonl"), "wandb": "disabled"})
         if way == "ours": train(policy, cfg, out)
         elif not (out/"dpo.pt").exists(): train_trl(way, mined/"pairs.jsonl", cfg, out)
-        j = compare(policy, teacher, section(JudgeConfig, "judge", profile["judge"] | {"seed": seed, "a": str(out/"dpo.pt")}), RUNS/f"judge{seed} {way}")
+        j = evaluate(policy, teacher, section(EvaluateConfig, "judge", profile["judge"] | {"seed": seed, "a": str(out/"dpo.pt")}), RUNS/f"judge{seed} {way}")
         judged[way] = {k: j[k] for k in ("n", "win", "tie", "loss", "decided_win_rate", "ci_low", "ci_high", "truth_win_rate")}
         print(f"seed {seed}, {way}: {j['decided_win_rate']:.1%} ({j['ci_low']:.1%} to {j['ci_high']:.1%})", flush=True)
     return {"pairs": counts["pairs"], "ways": judged}

@@ -27,7 +27,7 @@ from .sft import SftConfig, sft
 from .sweep import QUESTIONS, SweepConfig, predict, score, sweep, sweep_table
 from .teacher import TeacherConfig, VllmConfig, serve, serve_vllm, shown_url
 from .training import TrainConfig, train
-from .winrate import JudgeConfig, compare
+from .winrate import EvaluateConfig, evaluate
 
 # %% ../nbs/appendix/cli.ipynb #377f0108
 @dataclass
@@ -72,8 +72,8 @@ class Judge(Common):
     "Win rate of the trained policy against the SFT policy, each prompt judged in both orders: verdicts.jsonl"
     policy:Annotated[PolicyConfig, Bare]=None
     teacher:TeacherConfig=None
-    judge:Annotated[JudgeConfig, Bare]=None
-    def run(self): return {"judge": compare(self.policy, self.teacher, self.judge, self.out)}
+    judge:Annotated[EvaluateConfig, Bare]=None
+    def run(self): return {"judge": evaluate(self.policy, self.teacher, self.judge, self.out)}
 
 @dataclass
 class Report:
@@ -99,7 +99,7 @@ class Lesson(Common):
     teacher:TeacherConfig=None
     mine:MineConfig=None
     train:TrainConfig=None
-    judge:JudgeConfig=None
+    judge:EvaluateConfig=None
 
     def run(self):
         if self.seed is not None: self.teacher, self.mine, self.train, self.judge = (replace(c, seed=self.seed) for c in (self.teacher, self.mine, self.train, self.judge))
@@ -118,7 +118,7 @@ class Rig(Common):
     teacher:TeacherConfig=None
     mine:MineConfig=None
     train:TrainConfig=None
-    judge:JudgeConfig=None
+    judge:EvaluateConfig=None
 
     def run(self):
         if not rig(self.policy, self.teacher, self.mine, self.train, self.judge, self.out, self.dollars, self.save): raise UserError("the rig is not ready: mend the lines that say NO, then run this again")
@@ -143,7 +143,7 @@ class Sweep(Common):
     teacher:TeacherConfig=None
     sweep:Annotated[SweepConfig, Bare]=None
     train:TrainConfig=None
-    judge:JudgeConfig=None
+    judge:EvaluateConfig=None
 
     def run(self):
         if self.predict: predict(self.out, **dict(zip(QUESTIONS, self.predict)))
@@ -183,7 +183,7 @@ class Import:
         print(f"imported: {cfg.n_layer} layers of width {cfg.n_embd}, {cfg.vocab_size:,} symbols; use --checkpoint {self.out}/model.safetensors --tokenizer {self.out}/tokenizer.json")
 
 VERBS = {"lesson": Lesson, "rig": Rig, "teacher": Teacher, "sft": Sft, "mine": Mine, "merge": Merge, "publish": Publish, "train": Train, "judge": Judge, "sweep": Sweep, "report": Report, "doctor": Doctor, "export": Export, "import": Import}
-SECTIONS = {"policy": PolicyConfig, "teacher": TeacherConfig, "mine": MineConfig, "train": TrainConfig, "judge": JudgeConfig, "sft": SftConfig, "sweep": SweepConfig}
+SECTIONS = {"policy": PolicyConfig, "teacher": TeacherConfig, "mine": MineConfig, "train": TrainConfig, "judge": EvaluateConfig, "sft": SftConfig, "sweep": SweepConfig}
 
 # %% ../nbs/appendix/cli.ipynb #06d26ebb
 def parse(words:list)->object:

@@ -122,7 +122,7 @@ class Phase:
     def cost(self, dollars): return self.seconds / 3600 * dollars # dollars: an hour of the machine
 
 def budget(rates:dict, # responses, scores, pairs, verdicts a second
-           mine, judge, # MineConfig, JudgeConfig: how much there is to do
+           mine, judge, # MineConfig, EvaluateConfig: how much there is to do
            train, # TrainConfig
            survival:float=5/6, # share of the prompts that become pairs; the document's 10,000 of 12,000
           )->list:
@@ -165,7 +165,7 @@ def measure(policy, teacher, # PolicyConfig, TeacherConfig
     _, t_score = _timed(lambda: ask(ask_score, said))
     _, t_verdict = _timed(lambda: ask(ask_verdict, duels))
     with TemporaryDirectory() as tmp:
-        pairs, step = Path(tmp)/"pairs.jsonl", train.batch_size * train.grad_accum
+        pairs, step = Path(tmp)/"pairs.jsonl", train.batch_size * train.grad_accum_steps
         write_jsonl(pairs, [{"prompt": p, "chosen": a, "rejected": b} for p, a, b in (duels * -(-3 * step // len(duels)))[:3 * step]])
         times = []
         cfg = replace(train, pairs=None, epochs=1, precision=pick_precision(train.precision, device.type))

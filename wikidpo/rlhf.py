@@ -163,10 +163,10 @@ class PPOConfig:
     eps:float=.2 # of `ppo_loss`
     lr:float=3e-4 # of the policy
     value_lr:float=3e-4 # of the value model
-    clip:float=1. # largest gradient norm
+    max_grad_norm:float=1. # largest gradient norm
 
     def __post_init__(self):
-        _check("ppo", self, dict(steps=1, batch_size=1, epochs=1, minibatches=1, max_new=1, kl=0, gamma=0, lam=0), dict(lr=0, value_lr=0, eps=0, clip=0), dict(minibatches=self.batch_size, gamma=1, lam=1, eps=1))
+        _check("ppo", self, dict(steps=1, batch_size=1, epochs=1, minibatches=1, max_new=1, kl=0, gamma=0, lam=0), dict(lr=0, value_lr=0, eps=0, max_grad_norm=0), dict(minibatches=self.batch_size, gamma=1, lam=1, eps=1))
 
 # %% ../nbs/lessons/00_why_not_rlhf.ipynb #71fe81ef
 @torch.no_grad()
@@ -210,7 +210,7 @@ def ppo(policy, # the model to train, in place
             losses.append((ppo_loss(token_logprob(policy, ids, mask), old, adv, cfg.eps) * keep).sum() / keep.sum())
             v_losses.append(((value(ids)[:, :-1] - ret)**2 * keep).sum() / keep.sum())
             opt.zero_grad(); (losses[-1] + v_losses[-1]).backward()
-            for m in (policy, value): nn.utils.clip_grad_norm_(m.parameters(), cfg.clip)
+            for m in (policy, value): nn.utils.clip_grad_norm_(m.parameters(), cfg.max_grad_norm)
             opt.step()
         history.append({"step": step + 1, **metrics, "loss": fmean(l.item() for l in losses), "value_loss": fmean(l.item() for l in v_losses)})
         if not math.isfinite(history[-1]["loss"] + history[-1]["value_loss"]): raise UserError(f"PPO's loss is no longer a number at step {step + 1}; lower ppo.lr (now {cfg.lr})")

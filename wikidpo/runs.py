@@ -151,7 +151,7 @@ def signs(run, # Run of a training
     n, beta = len(m["loss"]), cfg.get("beta", .1)
     over = lambda k, part: statistics.fmean(m[k][part])
     begin, end = slice(0, max(1, n//5)), slice(-max(1, n//5), None)
-    equal = preference_loss(torch.zeros(1), beta, cfg.get("loss", "dpo"), cfg.get("smoothing", 0.)).item()      # the loss of two equal models; ln 2 for DPO
+    equal = preference_loss(torch.zeros(1), beta, cfg.get("loss_type", "dpo"), cfg.get("label_smoothing", 0.)).item()      # the loss of two equal models; ln 2 for DPO
     out = [Sign("the first loss is that of equal models", abs(m["loss"][0] - equal) < 1e-5 * max(1, equal) and m["reward/margin"][0] == 0,
                 f"{m['loss'][0]:.6f}, should be {equal:.6f}; first margin {m['reward/margin'][0]:.2g}, should be 0",
                 "the reference is not the policy's start: another checkpoint, another type of number, or dropout in one of the two")]

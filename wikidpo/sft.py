@@ -34,7 +34,7 @@ class SftConfig:
     steps:int=2000 # optimizer steps
     batch_size:int=64 # conversations a step
     lr:float=3e-3 # peak learning rate
-    warmup:int=50 # steps of linear warm-up, then cosine to 0
+    warmup_steps:int=50 # steps of linear warm-up, then cosine to 0
     crisp:float=0.2 # share of crisp answers
     padded:float=0.3 # share of padded answers
     rambling:float=0.3 # share of answers that ramble into another fact
@@ -92,7 +92,7 @@ def sft(cfg, # SftConfig
     losses = []
     with tqdm(total=cfg.steps, unit="step", desc="sft", disable=QUIET) as bar:
         for step, (ids, targets) in zip(range(cfg.steps), sft_batches(tok, cfg, rng)):
-            for g in opt.param_groups: g["lr"] = cfg.lr * min(1, (step + 1) / (cfg.warmup + 1)) * .5 * (1 + math.cos(math.pi * step / cfg.steps))
+            for g in opt.param_groups: g["lr"] = cfg.lr * min(1, (step + 1) / (cfg.warmup_steps + 1)) * .5 * (1 + math.cos(math.pi * step / cfg.steps))
             keep = targets >= 0
             loss = F.cross_entropy(model.head(model.hidden(ids)[keep]), targets[keep])
             loss.backward()

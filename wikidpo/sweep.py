@@ -18,7 +18,7 @@ from .chat import encode_prompt, end_id
 from .pairs import read_prompts
 from .sampling import open_policy, pad_right, sample_unit
 from .training import train
-from .winrate import compare
+from .winrate import evaluate
 
 # %% ../nbs/lessons/10_the_beta_sweep.ipynb #ef2a532b
 QUESTIONS = {"margin": "the largest reward margin", "closest": "the policy that stays closest to the reference", "wins": "the highest win rate against SFT"}
@@ -68,7 +68,7 @@ class SweepConfig:
 
 def sweep(policy, teacher, # PolicyConfig, TeacherConfig
           cfg, # SweepConfig
-          train_cfg, judge_cfg, # TrainConfig, JudgeConfig: alike in all runs, beta apart
+          train_cfg, judge_cfg, # TrainConfig, EvaluateConfig: alike in all runs, beta apart
           out, # folder for the runs, one each
          )->list:
     "Train and judge once for each beta; writes sweep.json and returns its rows. Runs that are done are kept"
@@ -80,7 +80,7 @@ def sweep(policy, teacher, # PolicyConfig, TeacherConfig
     for beta in cfg.betas:
         run = out/f"beta{beta:g}"
         t = train(policy, replace(train_cfg, beta=beta, pairs=str(pairs)), run)
-        j = compare(policy, teacher, judge_cfg, run)
+        j = evaluate(policy, teacher, judge_cfg, run)
         kl, se = kl_to_reference(open_policy(policy, run/"dpo.pt")[0], ref, tok, prompts, judge_cfg.max_new, judge_cfg.seed)
         rows.append({"beta": beta, "margin": t["reward_margin"], "chosen": t["reward_chosen"], "accuracy": t["reward_accuracy"], "kl": kl, "kl_se": se,
                      **{k: j[k] for k in ("n", "win", "tie", "loss", "decided_win_rate", "ci_low", "ci_high", "chars_a", "chars_b")}})

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .adopt import full_logits, save_policy
 from .files import QUIET, JsonlWriter, UserError, read_jsonl, update_json, write_atomic
 from .logprobs import PairDataset, Scorer, collate, pair_logprob, score_pairs, seq_logprob, weights_digest
-from .loss import KINDS, implicit_reward, margin, preference_loss
+from .loss import LOSS_TYPES, implicit_reward, margin, preference_loss
 from .model import GPT, keep_memory, pack_copies, try_compiled
 from .profiles import claim
 from .ranks import DistributedDataParallel, collect, first, join, leave, load_state, rank, save_state, spread, sync, total, whole, world
@@ -41,14 +41,14 @@ class TrainConfig:
     pairs:str|None=None # pairs.jsonl; None: the one of the run folder
     block_size:int=1024 # longest sequence, tokens
     beta:float=0.1 # strength of the KL leash
-    loss:str="dpo" # dpo, ipo or hinge
-    smoothing:float=0.0 # cDPO: the share of pairs believed to be mislabelled
+    loss_type:str="dpo" # dpo, ipo or hinge
+    label_smoothing:float=0.0 # cDPO: the share of pairs believed to be mislabelled
     lr:float=1e-6 # peak learning rate
     epochs:int=1 # passes over the pairs
     batch_size:int=4 # pairs in one forward
-    grad_accum:int=8 # forwards in one optimizer step
-    warmup:int=20 # steps of linear warm-up, then cosine to 0
-    clip:float=1.0 # largest gradient norm
+    grad_accum_steps:int=8 # forwards in one optimizer step
+    warmup_steps:int=20 # steps of linear warm-up, then cosine to 0
+    max_grad_norm:float=1.0 # largest gradient norm
     reference:str="cached" # its log-probabilities: cached, computed once and kept, or live, at every step
     save_every:int=25 # steps between saved states, from which the same command goes on
     watch:int=32 # pairs whose margins are written down a dozen times during the run, for the run player; 0: none
@@ -58,10 +58,10 @@ class TrainConfig:
     project:str="wikidpo" # W&B project
 
     def __post_init__(self):
-        preference_loss(torch.zeros(1), self.beta, self.loss, self.smoothing)         # refuses what makes no sense
-        for name in ("epochs", "batch_size", "grad_accum", "block_size", "save_every"):
+        preference_loss(torch.zeros(1), self.beta, self.loss_type, self.label_smoothing)         # refuses what makes no sense
+        for name in ("epochs", "batch_size", "grad_accum_steps", "block_size", "save_every"):
             if getattr(self, name) < 1: raise UserError(f"train.{name}: must be at least 1, found {getattr(self, name)}")
-        for name in ("lr", "clip"):
+        for name in ("lr", "max_grad_norm"):
             if not getattr(self, name) > 0: raise UserError(f"train.{name}: must be above 0, found {getattr(self, name)}")
         for name, known in (("reference", ("cached", "live")), ("precision", ("fp32", "bf16", "auto")), ("wandb", ("online", "offline", "disabled", "auto"))):
             if getattr(self, name) not in known: raise UserError(f"train.{name}: expected one of {', '.join(known)}, found '{getattr(self, name)}'")
@@ -69,10 +69,10 @@ class TrainConfig:
 # %% ../nbs/lessons/06_training.ipynb #c5f1a6ca
 def lr_at(step:int, # 0 is the first
           steps:int, # in all
-          warmup:int)->float:
+          warmup_steps:int)->float:
     "Learning rate at a step, as a fraction of the peak"
-    if step < warmup: return (step + 1) / (warmup + 1)
-    return .5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    if step < warmup_steps: return (step + 1) / (warmup_steps + 1)
+    return .5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
 # %% ../nbs/lessons/06_training.ipynb #d329735c
 def dpo_step(policy, # the model, or what `spread` made of it
@@ -91,7 +91,7 @@ def dpo_step(policy, # the model, or what `spread` made of it
             sync(score, k == len(batches) - 1)
             pi_c, pi_r = score(*batch)                                                                   # (pairs,)
             with torch.no_grad(): rf_c, rf_r = (t.to(device, non_blocking=True) for t in said or pair_logprob(ref, *batch))
-            losses = preference_loss(margin(pi_c, rf_c, pi_r, rf_r), cfg.beta, cfg.loss, cfg.smoothing)
+            losses = preference_loss(margin(pi_c, pi_r, rf_c, rf_r), cfg.beta, cfg.loss_type, cfg.label_smoothing)
             (losses.sum() * weight * world()).backward()                                                 # ranks are averaged: see `spread`
             with torch.no_grad():
                 rc, rr = implicit_reward(pi_c, rf_c, cfg.beta), implicit_reward(pi_r, rf_r, cfg.beta)
@@ -102,7 +102,7 @@ def dpo_step(policy, # the model, or what `spread` made of it
 def step_order(n:int, # pairs
                cfg)->list:
     "The pairs of every optimizer step, as lists of their numbers: shuffled anew each epoch, by a random stream of its own"
-    epoch = DataLoader(range(n), cfg.batch_size * cfg.grad_accum, shuffle=True, collate_fn=list, generator=torch.Generator().manual_seed(cfg.seed))
+    epoch = DataLoader(range(n), cfg.batch_size * cfg.grad_accum_steps, shuffle=True, collate_fn=list, generator=torch.Generator().manual_seed(cfg.seed))
     return [pairs for _ in range(cfg.epochs) for pairs in epoch]
 
 def forwards(dataset, pairs, cfg)->list:
@@ -163,12 +163,12 @@ def dpo(policy, # the model to train, in place
         if history: renew()
         for metrics in history: log(metrics)
         for pairs in order[len(history):]:
-            lr = cfg.lr * lr_at(len(history), len(order), cfg.warmup)
+            lr = cfg.lr * lr_at(len(history), len(order), cfg.warmup_steps)
             for group in opt.param_groups: group["lr"] = lr
             mine = forwards(dataset, pairs, cfg)
             batches = [(*collate([dataset[i] for i in f]), *(() if said is None else said[f].T)) for f in mine or [pairs[:1]]]   # a rank without a pair still takes part in the exchange
             metrics = dpo_step(score, ref, batches, cfg, bool(mine) / len(pairs))
-            grad_norm = whole(torch.nn.utils.clip_grad_norm_(score.parameters(), cfg.clip)).item()
+            grad_norm = whole(torch.nn.utils.clip_grad_norm_(score.parameters(), cfg.max_grad_norm)).item()
             opt.step(); opt.zero_grad(set_to_none=True)
             renew()
             history.append({"step": len(history) + 1, **metrics, "lr": lr, "grad_norm": grad_norm})

@@ -20,7 +20,7 @@ from traitlets import Bytes, Dict, Enum, Float, Int, List, Unicode, observe, val
 
 from .adopt import full_logits
 from .files import JsonlWriter, UserError, read_jsonl, write_jsonl
-from .loss import KINDS, gradient_weight, implicit_reward, preference_loss
+from .loss import LOSS_TYPES, gradient_weight, implicit_reward, preference_loss
 from .pairs import make_pairs
 from .runs import BLUE, INK, PANELS, RED, dress
 
@@ -79,7 +79,7 @@ RETIRED = .05 # a pair with less than this share of its pull, in either directio
 
 def weight(z, # (B,) margin in nats
            beta:float=.1, # strength of the KL leash
-           kind:str="dpo", # one of `loss.KINDS`
+           kind:str="dpo", # one of `loss.LOSS_TYPES`
            smoothing:float=0., # as in `preference_loss`
            ):
     "The share of its full pull that a pair still has, (B,)"
@@ -91,7 +91,7 @@ class BetaSlider(LabWidget):
     _esm = module("beta")
     margins = Bytes().tag(sync=True)
     beta = Float(.1).tag(sync=True)
-    kind = Enum(KINDS, "dpo").tag(sync=True)
+    kind = Enum(LOSS_TYPES, "dpo").tag(sync=True)
     smoothing = Float(0.).tag(sync=True)
 
     def __init__(self, z, # (pairs,) margins in nats
@@ -103,7 +103,7 @@ class BetaSlider(LabWidget):
     @validate("beta", "kind", "smoothing")
     def _check(self, proposal):
         values = {name: getattr(self, name) for name in ("beta", "kind", "smoothing")} | {proposal.trait.name: proposal.value}
-        preference_loss(self.z[:1], **values) # refuses what makes no sense
+        preference_loss(self.z[:1], values["beta"], values["kind"], values["smoothing"]) # refuses what makes no sense
         return proposal.value
 
     @property
@@ -338,7 +338,7 @@ class RunPlayer(LabWidget):
         if not run.metrics.get("step"): raise UserError(f"{run.path}: no metrics.jsonl yet; train first")
         config, logged = run.config.get("train", {}), run.rows("margins")
         self.steps, self.margin_steps, self.z = run.metrics["step"], [r["step"] for r in logged], torch.tensor([r["z"] for r in logged]) # z: (logged steps, pairs)
-        self.loss = {"beta": config.get("beta", .1), "kind": config.get("loss", "dpo"), "smoothing": config.get("smoothing", 0.)}
+        self.loss = {"beta": config.get("beta", .1), "kind": config.get("loss_type", "dpo"), "smoothing": config.get("label_smoothing", 0.)}
         finite = lambda values: [v if math.isfinite(v) else None for v in values]
         panels = [{"title": p.title, "rule": p.line[0] if p.line else None, "lines": [{"label": label, "values": finite(run.metrics[c])} for c, (label, _) in p.columns.items() if c in run.metrics]} for p in PANELS]
         super().__init__(**{"step": self.steps[0]} | kwargs, margins=self.z.float().numpy().tobytes(),
