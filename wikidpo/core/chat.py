@@ -48,7 +48,7 @@ def read_chat(path)->Chat: # chat.json
 
 def load_tokenizer(path, # tokenizer.json; chat.json beside it if the model has its own template
                    )->Tokenizer:
-    "The tokenizer, with its template as `tok.chat`; `UserError` if broken or without a special token"
+    "The tokenizer, its template as `tok.chat`; `UserError` if broken or without a special token"
     path = Path(path)
     if not path.is_file(): raise UserError(f"{path}: no such tokenizer")
     try: tok = Tokenizer.from_file(str(path))
@@ -71,7 +71,7 @@ def check_vocab(tok, # Tokenizer
                 vocab_size:int, # of the model
                 name, # what to call the checkpoint in the complaint
                ):
-    "`UserError` unless the model has as many symbols as the tokenizer, or as the model it came with"
+    "`UserError` unless the model has the symbols of the tokenizer, or of the model it came with"
     padded = chat_of(tok).vocab_size
     want = padded or tok.get_vocab_size()
     if vocab_size != want:
