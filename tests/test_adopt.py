@@ -3,7 +3,7 @@ import copy, sys, time
 
 import pytest, torch
 
-from wikidpo.adopt import Foreign, full_logits, load_model_py, load_policy, match, readings, save_policy
+from wikidpo.models.adopt import Foreign, full_logits, load_model_py, load_policy, match, readings, save_policy
 from wikidpo.files import UserError
 from wikidpo.model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 

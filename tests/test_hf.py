@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralConfig, PreTrainedTokenizerFast, Qwen2Config
 from transformers.utils import logging
 
-from wikidpo.adopt import build
-from wikidpo.chat import chat_of, encode_prompt, encode_response, end_id, load_tokenizer
+from wikidpo.models.adopt import build
+from wikidpo.core.chat import chat_of, encode_prompt, encode_response, end_id, load_tokenizer
 from wikidpo.cli import main
 from wikidpo.files import UserError, read_jsonl
 from wikidpo.hf import export, from_config, from_hf, import_

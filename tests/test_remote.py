@@ -7,7 +7,7 @@ import pytest, torch
 from served import served
 from starlette.responses import JSONResponse
 
-from wikidpo.chat import encode_prompt, end_id
+from wikidpo.core.chat import encode_prompt, end_id
 from wikidpo.cli import main
 from wikidpo.files import UserError, read_jsonl
 from wikidpo.miniwiki import DATA, prompts

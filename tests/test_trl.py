@@ -9,7 +9,7 @@ os.environ["TQDM_DISABLE"] = "1"
 import datasets
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
-from wikidpo.chat import end_id, load_tokenizer
+from wikidpo.core.chat import end_id, load_tokenizer
 from wikidpo.files import read_jsonl, write_jsonl
 from wikidpo.hf import export, from_hf, trl_collator
 from wikidpo.logprobs import PairDataset, collate, pair_logprob
