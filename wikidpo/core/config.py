@@ -24,9 +24,11 @@ def check_loss_options(beta:float=0.1, # strength of the KL leash
                       ):
     "Raises `UserError` for a value out of range, or one that would have no effect"
     if loss_type not in LOSS_TYPES:
-        raise UserError(f"loss_type '{loss_type}' is unknown: choose one of {', '.join(LOSS_TYPES)}")
+        known = ", ".join(LOSS_TYPES)
+        raise UserError(f"loss_type '{loss_type}' is unknown: choose one of {known}")
     if not 0 <= label_smoothing < .5:
-        raise UserError(f"label_smoothing is {label_smoothing}: it must be at least 0 and below 0.5")
+        raise UserError(f"label_smoothing is {label_smoothing}: "
+                        "it must be at least 0 and below 0.5")
     if label_smoothing and loss_type != "dpo":
         raise UserError(f"label_smoothing has no effect on loss_type '{loss_type}': "
                         "set it to 0, or choose 'dpo'")
@@ -66,5 +68,6 @@ class TrainConfig:
 
     def __post_init__(self):
         check_loss_options(self.beta, self.loss_type, self.label_smoothing)
-        check_at_least_one(self, "train", ("epochs", "batch_size", "grad_accum_steps", "block_size"))
+        counts = ("epochs", "batch_size", "grad_accum_steps", "block_size")
+        check_at_least_one(self, "train", counts)
         check_above_zero(self, "train", ("lr", "max_grad_norm"))

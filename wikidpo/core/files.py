@@ -11,14 +11,14 @@ from pathlib import Path
 
 # %% ../../nbs/core/files.ipynb #e26cf7b2
 class UserError(Exception):
-    "Something that the person who runs this can mend; its text is one line: what, where, what to do"
+    "Something that whoever runs this can mend; its text is one line: what, where, what to do"
 
 # %% ../../nbs/core/files.ipynb #2cbff827
 def read_jsonl(path, # file with one JSON object a line
-               fields=(), # names that each object must have; a text under such a name must not be blank
+               fields=(), # names that each object must have, and not with a blank text
                check=None, # check(object) -> what is wrong with it, or None
                )->list:
-    "All objects of a JSONL file; `UserError` names file and line of a broken line or a missing field"
+    "All objects of a JSONL file; `UserError` names the line that is broken or lacks a field"
     path = Path(path)
     if not path.is_file(): raise UserError(f"{path}: no such file")
     try: text = path.read_text(encoding="utf-8")
@@ -37,7 +37,8 @@ def read_jsonl(path, # file with one JSON object a line
 # %% ../../nbs/core/files.ipynb #6d7a3346
 def _fault(row, fields, check):
     "What is wrong with the object of one line, or None"
-    if not isinstance(row, dict): return f"expected an object with fields, found {type(row).__name__}"
+    if not isinstance(row, dict):
+        return f"expected an object with fields, found {type(row).__name__}"
     for f in fields:
         if f not in row: return f"the field '{f}' is missing (found: {', '.join(row) or 'none'})"
         if isinstance(row[f], str) and not row[f].strip(): return f"the field '{f}' is empty"

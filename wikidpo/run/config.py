@@ -44,6 +44,16 @@ def shard_units(shard:str|None, # i/n; None: the whole
     return range((i - 1) * units // n, i * units // n)
 
 # %% ../../nbs/run/config.ipynb #c0nf0013
+def _check_mining(cfg):
+    "Refuses a mining that could not give a pair"
+    if min(cfg.n_prompts, cfg.batch, cfg.max_new, cfg.top_k) < 1:
+        raise UserError("mine: n_prompts, batch, max_new and top_k must be at least 1")
+    if len(cfg.temps) < 2 or min(cfg.temps) < 0:
+        raise UserError(f"mine.temps: needs two or more temperatures, none below 0; found {list(cfg.temps)}")
+    i, n = shard_part(cfg.shard)
+    if not 1 <= i <= n:
+        raise UserError(f"mine.shard is '{cfg.shard}': it must be i/n with i from 1 to n, such as 2/4")
+
 def _check_servers(cfg):
     "Refuses settings of a mining that do not say clearly who is asked"
     if (cfg.engine == "vllm") != bool(cfg.policy_url):
@@ -81,14 +91,7 @@ class MineConfig:
     policy_concurrency:int=128 # requests in flight at each of them
 
     def __post_init__(self):
-        if min(self.n_prompts, self.batch, self.max_new, self.top_k) < 1:
-            raise UserError("mine: n_prompts, batch, max_new and top_k must be at least 1")
-        if len(self.temps) < 2 or min(self.temps) < 0:
-            raise UserError("mine.temps: needs two or more temperatures, none below 0; "
-                            f"found {list(self.temps)}")
-        i, n = shard_part(self.shard)
-        if not 1 <= i <= n:
-            raise UserError(f"mine.shard is '{self.shard}': it must be i/n with i from 1 to n, such as 2/4")
+        _check_mining(self)
         _check_servers(self)
 
     def identity(self)->dict:
