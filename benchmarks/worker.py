@@ -1,12 +1,19 @@
-"What every worker does: get ready once, then measure once for each line that it is sent. Needs nothing but Python, so that it runs in every environment."
-import json, os, sys, time
+"""What every worker does: get ready once, then measure once for each line that it is sent.
+
+Needs nothing but Python, so that it runs in every environment. For the same reason the workers import what they
+measure inside functions: loading it is part of getting ready, and a peer's environment has not everything."""
+import json
+import os
+import sys
+import time
 
 
 def serve(contestants):
-    "{name: get_ready(task)}; get_ready returns `run`, and run() does the work once and returns its amount, or (amount, {facts})"
+    "{name: get_ready(task)}; get_ready returns `run`; run() works once, returns its amount, or (amount, {facts})"
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)                                                    # what libraries print goes to the log
-    task, start = json.loads(sys.argv[2]), time.perf_counter()
+    os.dup2(2, 1) # what libraries print goes to the log
+    task = json.loads(sys.argv[2])
+    start = time.perf_counter()
     run = contestants[sys.argv[1]](task)
     print(json.dumps({"ready_s": time.perf_counter() - start}), file=answers)
     for _ in sys.stdin:

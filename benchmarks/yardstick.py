@@ -1,18 +1,28 @@
-"What everything else is held against: how fast this machine multiplies matrices and reads memory, and how long the whole lesson takes"
-import subprocess, sys, tempfile
+"""What everything else is held against.
+
+How fast this machine multiplies matrices and reads memory, how long the whole lesson takes, and how much processor
+time a command that only has to answer."""
+import subprocess
+import sys
+import tempfile
+from resource import RUSAGE_CHILDREN, getrusage
 from time import perf_counter
 
 from worker import serve
 
+WIKIDPO = "from wikidpo.cli import main; main()" # what the command `wikidpo` runs
+
 
 def product(dtype):
+    "Matrix products in this precision; GFLOP"
     def get_ready(task):
         import torch
-        n, cuda = task["size"], task["device"] == "cuda"
-        a, b = (torch.randn(n, n, device=task["device"], dtype=getattr(torch, dtype)) for _ in range(2))
+        n, device = task["size"], task["device"]
+        a, b = (torch.randn(n, n, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+
         def run():
             for _ in range(task["times"]): a @ b
-            if cuda: torch.cuda.synchronize()
+            if device == "cuda": torch.cuda.synchronize()
             return task["times"] * 2 * n**3 / 1e9
         run()
         return run
@@ -20,8 +30,10 @@ def product(dtype):
 
 
 def memory(task):
+    "Sums over far more than the caches hold; GB"
     import torch
-    x = torch.ones(task["size"])                                     # float32, far larger than the caches
+    x = torch.ones(task["size"]) # float32
+
     def run():
         for _ in range(task["times"]): x.sum()
         return task["times"] * 4 * task["size"] / 1e9
@@ -30,12 +42,47 @@ def memory(task):
 
 
 def lesson(task):
+    "The whole lesson; seconds"
     def run():
         with tempfile.TemporaryDirectory() as out:
             start = perf_counter()
-            subprocess.run([sys.executable, "-c", "from wikidpo.cli import main; main()", "lesson", "--out", f"{out}/run", *task["args"]], check=True, stdout=sys.stderr)
+            command = [sys.executable, "-c", WIKIDPO, "lesson", "--out", f"{out}/run", *task["args"]]
+            subprocess.run(command, check=True, stdout=sys.stderr)
             return perf_counter() - start
     return run
 
 
-if __name__ == "__main__": serve({"float32": product("float32"), "bfloat16": product("bfloat16"), "memory": memory, "whole": lesson})
+def processor_time():
+    "Of the child processes that have ended; seconds"
+    used = getrusage(RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def answering(*words, refused=False):
+    "A Python that runs these words in a process of its own; seconds of processor time"
+    def get_ready(task):
+        def run():
+            before = processor_time()
+            done = subprocess.run([sys.executable, "-c", *words], capture_output=True, text=True)
+            spent = processor_time() - before
+            if refused == (done.returncode == 0):
+                raise RuntimeError(done.stderr.strip().split("\n")[-1] or "accepted what should be refused")
+            return spent
+        run() # the first one compiles
+        return run
+    return get_ready
+
+
+CONTESTANTS = {
+    "float32": product("float32"),
+    "bfloat16": product("bfloat16"),
+    "memory": memory,
+    "whole": lesson,
+    "help": answering(WIKIDPO, "--help"),
+    "train-help": answering(WIKIDPO, "train", "--help"),
+    "refused": answering(WIKIDPO, "train", "--lr", "x", refused=True),
+    "import": answering("import wikidpo"),
+    "import-loss": answering("import wikidpo.core.loss"),
+}
+
+if __name__ == "__main__": serve(CONTESTANTS)

@@ -1,75 +1,130 @@
 "`make bench` on a model for a test: every contestant does the work for real, and one that is missing is reported"
-import json, sys
+import json
+import sys
 from pathlib import Path
 
-import pytest, torch
+import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent/"benchmarks"))
 import bench
+from contestants import CONTESTANTS, ENVS
+from page import page
+from rows import SHAPES, Row, flop, table
+from targets import Seconds, ShareOfPeak, TimesAsFast, compare, judge, number, verdict
+
 
 def results(monkeypatch, out, *words):
-    "results.json of `bench --quick`"
+    "The rows in results.json of `bench --quick`"
     monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--out", str(out), *words])
     bench.main()
     return json.loads((out/"results.json").read_text())["rows"]
 
+
 def counts(contestant): return [r["amount"] for r in contestant["repeats"]]
 
+
 def test_missing_peers_are_reported_and_the_others_measured(monkeypatch, tmp_path):
-    for env in ("peers", "vllm"): monkeypatch.setitem(bench.ENVS, env, str(tmp_path/".venv-nowhere/bin/python"))
+    for env in ("peers", "vllm"): monkeypatch.setitem(ENVS, env, str(tmp_path/".venv-nowhere/bin/python"))
     row = results(monkeypatch, tmp_path, "sample")["sample"]
     found = row["contestants"]
     for name in ("vllm", "huggingface"): assert found[name] == {"did_not_run": ".venv-nowhere is not installed"}
-    assert counts(found["ours"]) == counts(found["lesson"]) == [2 * 4 * 8] * 3                   # every response has its full length
-    assert set(row["times_as_fast_as"]) == {"lesson"} and row["times_as_fast_as"]["lesson"] == found["ours"]["value"] / found["lesson"]["value"] > 0
-    assert row["verdicts"][0] == ["1.5 × vLLM", "did not run"] and row["verdicts"][1][1].split(":")[0] in ("reached", "missed")
-    page = (tmp_path/"README.md").read_text()
-    assert "| vLLM | did not run: .venv-nowhere is not installed |" in page and f"| {bench.number(found['ours']['value'])} |" in page
+    assert counts(found["ours"]) == counts(found["lesson"]) == [2 * 4 * 8] * 3 # every response has its full length
+    assert set(row["times_as_fast_as"]) == {"lesson"}
+    assert row["times_as_fast_as"]["lesson"] == found["ours"]["value"] / found["lesson"]["value"] > 0
+    assert row["verdicts"][0] == ["1.5 × vLLM", "did not run"]
+    assert row["verdicts"][1][1].split(":")[0] in ("reached", "missed")
+    text = (tmp_path/"README.md").read_text()
+    assert "| vLLM | did not run: .venv-nowhere is not installed |" in text
+    assert f"| {number(found['ours']['value'])} |" in text
+
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU its rows are measured")
 def test_gpu_rows_say_that_there_is_no_gpu(monkeypatch, tmp_path):
-    rows = results(monkeypatch, tmp_path, *(name for name in bench.table(True) if name.startswith("gpu-")))
-    assert len(rows) == 6 and all(c == {"did_not_run": "no GPU"} for r in rows.values() for c in r["contestants"].values())
-    assert all(said == "did not run" for r in rows.values() for _, said in r["verdicts"])
+    rows = results(monkeypatch, tmp_path, *(name for name in table(True) if name.startswith("gpu-")))
+    assert len(rows) == 6
+    for row in rows.values():
+        assert all(c == {"did_not_run": "no GPU"} for c in row["contestants"].values())
+        assert all(answer == "did not run" for _, answer in row["verdicts"])
+
 
 def test_a_contestant_that_fails_says_why(tmp_path):
-    row = bench.Row("", "sample.py", dict(device="cpu", folder=str(tmp_path)), ("ours",))
+    row = Row("", "sample.py", dict(device="cpu", folder=str(tmp_path)), ("ours",))
     assert "tokenizer.json" in bench.measure(row, tmp_path)["ours"]["did_not_run"]
 
+
+def test_a_command_is_measured_by_its_processor_time_and_must_do_what_it_should(tmp_path):
+    row = Row("", "yardstick.py", dict(device="cpu"), ("import", "import-loss"), "s", (Seconds(60, "import"),), 2)
+    found = bench.measure(row, tmp_path)
+    ours = found["import"]
+    assert counts(ours) == [ours["low"], ours["high"]] or counts(ours) == [ours["high"], ours["low"]]
+    assert all(0 < r["amount"] for r in ours["repeats"]) and ours["value"] < 60
+    (target,) = row.targets
+    assert target.words(row) == '60 s for `python -c "import wikidpo"`'
+    assert verdict(target, row, found, {}) == f"reached: {number(ours['value'])}"
+
+
 def test_arithmetic():
-    assert bench.summary([{"amount": 30, "seconds": s} for s in (1., 3., 2.)], "tokens/s") == {"value": 15, "low": 10, "high": 30, "seconds": 2.}
-    cfg = bench.SHAPES["110M"]
-    assert abs(bench.flop(cfg, 1, context=1) / 2 - 110.1e6) < 1e5                           # two operations for each weight: the course's figure for this shape
-    assert bench.flop(cfg, 100, 4) == 4 * bench.flop(cfg, 100)
-    row = bench.Row("", "", {}, ("ours", "trl"), targets={"trl": 3, "seconds": 90, "of_peak": .4})
+    repeats = [{"amount": 30, "seconds": s} for s in (1., 3., 2.)]
+    assert bench.summary(repeats, "tokens/s") == {"value": 15, "low": 10, "high": 30, "seconds": 2.}
+    cfg = SHAPES["110M"]
+    # two operations for each weight: the course's figure for this shape
+    assert abs(flop(cfg, 1, context=1) / 2 - 110.1e6) < 1e5
+    assert flop(cfg, 100, 4) == 4 * flop(cfg, 100)
+
+
+def test_verdicts():
+    targets = (TimesAsFast(3, "trl"), Seconds(90), ShareOfPeak(.4))
+    row = Row("", "", {}, ("ours", "trl"), targets=targets)
     found = {"ours": {"value": 8., "seconds": 91.}, "trl": {"value": 2.}}
-    assert list(bench.verdict(row, found, bench.compare(row, found, None))) == [("3 × TRL", "reached: 4"), ("90 s", "missed: 91"), ("40% of the matrix rate", "did not run")]
+    compared = compare(row, found, None)
+    assert [(t.words(row), verdict(t, row, found, compared)) for t in targets] == [
+        ("3 × TRL", "reached: 4"),
+        ("90 s", "missed: 91"),
+        ("40% of the matrix rate", "did not run"),
+    ]
+
+
+def test_the_page_is_what_the_committed_results_say():
+    folder = Path(bench.HERE)
+    found = json.loads((folder/"results.json").read_text())
+    assert page(found) == (folder/"README.md").read_text()
+    judge(found["rows"], table())
+    assert page(json.loads(json.dumps(found))) == (folder/"README.md").read_text()
+
 
 def test_numbers_of_a_quick_run_cannot_be_published(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench", "--quick"])
     with pytest.raises(SystemExit): bench.main()
     assert "--quick needs another --out" in capsys.readouterr().err
 
+
 @pytest.mark.slow
 def test_every_row_runs(monkeypatch, tmp_path):
-    rows = results(monkeypatch, tmp_path)
-    assert list(rows) == list(bench.table(True))
+    rows, known = results(monkeypatch, tmp_path), table(True)
+    assert list(rows) == list(known)
     for name, row in rows.items():
         for who, c in row["contestants"].items():
-            missing = not Path(bench.ENVS[bench.WHO[who][1]]).exists() or name.startswith("gpu-") and not torch.cuda.is_available()
+            no_gpu = name.startswith("gpu-") and not torch.cuda.is_available()
+            missing = no_gpu or not Path(ENVS[CONTESTANTS[who].env]).exists()
             assert ("did_not_run" in c) == missing, (name, who, c)
-            if not missing: assert 0 < c["low"] <= c["value"] <= c["high"] and len(c["repeats"]) == bench.table(True)[name].rounds
-    assert {tuple(counts(c)) for c in rows["train"]["contestants"].values() if "value" in c} == {(4, 4)}
-    assert {tuple(counts(c)) for c in rows["sample"]["contestants"].values() if "value" in c} == {(64,) * 3}
+            if missing: continue
+            assert 0 < c["low"] <= c["value"] <= c["high"] and len(c["repeats"]) == known[name].rounds
+    for name, want in (("train", [4, 4]), ("sample", [64] * 3)):
+        assert all(counts(c) == want for c in rows[name]["contestants"].values() if "value" in c)
+
 
 @pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this processor does not multiply in bf16")
 def test_the_profile_counts_packed_products_as_products():
     from torch import profiler
     from train import kind
+
     from wikidpo.model import GPT, GPTConfig, pack_copies
     model = GPT(GPTConfig(vocab_size=97, n_layer=1, n_head=4, n_embd=32, ffn_dim=48))
     with profiler.profile() as seen:
         pack_copies(model)
-        with torch.autocast("cpu", torch.bfloat16): model(torch.zeros(2, 9, dtype=torch.long))[0].sum().backward()
-    found = {e.key: kind(e.key) for e in seen.key_averages() if e.key.startswith(("mkldnn::", "aten::mm"))}
+        with torch.autocast("cpu", torch.bfloat16): logits, _ = model(torch.zeros(2, 9, dtype=torch.long))
+        logits.sum().backward()
+    names = [e.key for e in seen.key_averages() if e.key.startswith(("mkldnn::", "aten::mm"))]
+    found = {name: kind(name) for name in names}
     assert set(found.values()) == {"matrix products", "copies"} and len(found) >= 3, found

@@ -1,0 +1,72 @@
+"All that the workers use of the package: what changes its insides changes this file, and no other here"
+import json
+from time import perf_counter
+
+from wikidpo import model, sampling, training
+from wikidpo.chat import load_tokenizer
+from wikidpo.logprobs import PairDataset
+from wikidpo.logprobs import collate as collate
+from wikidpo.model import load_checkpoint
+from wikidpo.sampling import sample_k, sampler
+from wikidpo.training import TrainConfig
+from wikidpo.training import freeze as freeze
+
+TOP_K = 50
+# Parts of a step of sampling that a profile looks at: where the function stands, its name, in words
+SAMPLING_PARTS = (
+    (model, "packed_linear", "linear layers"),
+    (model.GPT, "extend", "attention, norms and the rest of the blocks"),
+    (model.GPT, "prefill", "the same of the prompts"),
+    (model.Cache, "step", "growing the cache"),
+    (sampling, "draw", "drawing"),
+)
+# What training does beside its steps: the reference's pass, and compiling
+BESIDE_TRAINING = ("reference", "compile_step")
+
+
+def precision(task): return "bf16" if task["dtype"] == "bfloat16" else "fp32"
+
+
+def policy(folder, task): return load_checkpoint(folder/"model.safetensors", task["device"])
+
+
+def tokenizer(folder): return load_tokenizer(folder/"tokenizer.json")
+
+
+def prompts(folder, task, kind):
+    "The first prompts of the task, as `texts` or as `ids`"
+    return json.loads((folder/"prompts.json").read_text())[kind][:task["prompts"]]
+
+
+def pairs(folder, name, policy): return PairDataset(folder/f"{name}.jsonl", tokenizer(folder), policy.cfg.block_size)
+
+
+def fast_sampler(folder, task): return sampler(policy(folder, task), precision(task))
+
+
+def sample(model, tok, asked, task, max_new):
+    "Responses to all prompts, one after the other"
+    groups = sample_k(model, tok, asked, tuple(task["temps"]), max_new, TOP_K)
+    return [response for group in groups for response in group]
+
+
+def train(policy, ref, data, task, cache=None):
+    "One epoch of DPO; cache: a folder for the reference's log-probabilities"
+    cfg = TrainConfig(lr=1e-6, batch_size=task["batch"], grad_accum_steps=task["accum"], warmup_steps=0,
+                      precision=precision(task), wandb="disabled")
+    training.dpo(policy, ref, data, cfg, cache=cache)
+
+
+def clock_beside(spent):
+    "From now on what training does beside its steps writes its seconds into `spent`"
+    for name in BESIDE_TRAINING: setattr(training, name, clocked(getattr(training, name), f"{name}_s", spent))
+
+
+def clocked(function, key, spent):
+    "The function, with a clock around it"
+    def timed(*args):
+        start = perf_counter()
+        out = function(*args)
+        spent[key] = perf_counter() - start
+        return out
+    return timed

@@ -1,0 +1,64 @@
+"README.md, from results.json"
+from contestants import CONTESTANTS
+from targets import number
+
+INTRO = """\
+<!-- Written by benchmarks/bench.py: run `make bench`. -->
+
+# Benchmarks
+
+`make bench` measures all of this again, `make bench ARGS="train"` some rows. Every repeat, and what each contestant \
+was told to do, is in [results.json](results.json).
+
+In each table all contestants do the same work, each in a process and an environment of its own, one measurement each \
+in turn; medians are compared. "Of the matrix rate" counts the operations of the work as described (all weights and \
+the attention, for every token made or trained on; in training forward and backward), and divides by the best rate of \
+the bfloat16 product in the first table: what a contestant manages to leave out counts as speed. Where a target is \
+missed, the line says what these products and the necessary reading of weights, keys and values alone would allow at \
+the best rates of the first two tables. Loading, compiling and warming up stand in the last column and count for \
+nobody.
+"""
+COLUMNS = "lowest to highest | this project is faster by | of the matrix rate | to get ready"
+FACTS = ("reference_s", "peak_gb", "estimated") # shown beside the contestant's name
+
+
+def spaced(key): return key.replace("_", " ")
+
+
+def facts(contestant):
+    "What else was measured: the facts, and the shares of a profile"
+    shown = [(spaced(k), contestant[k]) for k in contestant if k in FACTS]
+    words = [f"{k} {number(v) if isinstance(v, float) else v}" for k, v in shown]
+    shares = [f"{k.removesuffix(' share')} {v:.0%}" for k, v in contestant.items() if k.endswith(" share")]
+    return "".join(f"; {w}" for w in words + shares)
+
+
+def line(name, contestant, result):
+    "A contestant in its table"
+    head = f"| {CONTESTANTS[name].words}{facts(contestant)} | "
+    if "value" not in contestant: return f"{head}did not run: {contestant['did_not_run']} | | | | |"
+    value, low, high = (number(contestant[k]) for k in ("value", "low", "high"))
+    ratio = result.get("times_as_fast_as", {}).get(name)
+    share = result.get("of_peak", {}).get(name)
+    cells = [value, f"{low} to {high}", f"{ratio:.2f} ×" if ratio else "", f"{share:.0%}" if share else "",
+             f"{contestant['ready_s']:.0f} s"]
+    return f"{head}{' | '.join(cells)} |"
+
+
+def section(name, result):
+    "The lines of a row: its table, and its targets"
+    lines = [f"## {name}: {result['what']}", "", f"| | {result['unit']}, median | {COLUMNS} |", "|---" * 6 + "|"]
+    lines += [line(who, c, result) for who, c in result["contestants"].items()]
+    if "with_reference" in result:
+        ratios = [f"{v:.2f} × {CONTESTANTS[who].words}" for who, v in result["with_reference"].items()]
+        lines += ["", f"With the reference's own pass counted, as in a first epoch: {', '.join(ratios)}."]
+    lines += ["", *[f"Target: {words}: {answer}." for words, answer in result["verdicts"]], ""]
+    return lines
+
+
+def page(results):
+    "The whole of README.md"
+    machine = [f"{spaced(k)} {v}" for k, v in results["machine"].items() if v is not None]
+    lines = [INTRO, f"Machine: {', '.join(machine)}.", ""]
+    for name, result in results["rows"].items(): lines += section(name, result)
+    return "\n".join(lines).replace("\n\n\n", "\n\n")

@@ -1,0 +1,192 @@
+"What is measured: the rows of the page, who takes part in each, and what each is to reach"
+from dataclasses import dataclass
+
+import torch
+
+from targets import PeakMemory, Rate, Seconds, ShareOfPeak, Target, TimesAsFast
+from wikidpo.model import GPTConfig
+
+THREADS = torch.get_num_threads()
+PROMPT = 60 # tokens of an instruction; the template adds 7
+TEMPS = (.7, .9, 1.1, 1.3)
+SHAPES = {
+    "110M": GPTConfig(ffn_dim=2048),
+    "124M": GPTConfig(),
+    "tiny": GPTConfig(vocab_size=2112, block_size=1024, n_layer=2, n_head=2, n_kv_head=None, n_embd=64, ffn_dim=128),
+}
+COMMANDS = ("help", "train-help", "refused", "import", "import-loss")
+
+
+@dataclass
+class Row:
+    "The same work for every contestant"
+    what: str # in words
+    script: str
+    task: dict # what the workers are told
+    who: tuple[str, ...] # contestants; the others are compared with the first
+    unit: str = "tokens/s" # "s": the work's own seconds, else so much a second
+    targets: tuple[Target, ...] = ()
+    rounds: int = 3
+    flop: float = 0. # floating-point operations in one unit of the work as described
+    least: float = 0. # floating-point operations that our way cannot leave out
+    bytes: float = 0. # and bytes that it must read from memory, where that counts
+
+
+@dataclass(frozen=True)
+class Sizes:
+    "How much work a row is"
+    model: str = "110M"
+    gpu_model: str = "124M"
+    words: str = "110 M parameters"
+    matrix: int = 2048
+    prompts: int = 16
+    new: int = 256 # tokens of a response
+    mini_prompts: int = 64
+    mini_new: int = 64
+    pairs: int = 32
+    long: int = 323 # tokens of each side of a pair
+    batch: int = 4 # pairs in a forward
+    accum: int = 8 # forwards in a step
+    lesson: tuple[str, ...] = () # arguments of the whole lesson
+
+
+FULL = Sizes()
+QUICK = Sizes(model="tiny", gpu_model="tiny", words="a tiny model", matrix=64, prompts=2, new=8, mini_prompts=2,
+              mini_new=8, pairs=4, long=96, batch=2, accum=2, lesson=("--mine.n-prompts", "64", "--judge.n", "16"))
+
+
+def weights(cfg):
+    "Those that a token is multiplied with"
+    return cfg.n_layer * (4 * cfg.n_embd**2 + 3 * cfg.n_embd * cfg.ffn_dim) + cfg.vocab_size * cfg.n_embd
+
+
+def flop(cfg, length, passes=1, context=None):
+    "Of reading `length` tokens: weights and attention; passes: 1 forward, 3 with the backward"
+    attention = cfg.n_layer * 4 * cfg.n_embd * (context or length / 2)
+    return passes * length * (2 * weights(cfg) + attention)
+
+
+def sampling_bytes(cfg, rows, k, prompt, new):
+    """Read from memory for each token of `rows` responses, bf16: the weights, shared by all rows, the keys and values
+    of its own response, and those of its prompt, shared by k rows."""
+    cached = 2 * cfg.n_layer * cfg.n_embd * (new / 2 + prompt / k)
+    return 2 * (weights(cfg) / rows + cached)
+
+
+def on(device): return dict(device=device, dtype="bfloat16", threads=THREADS)
+
+
+def drawing(size, model):
+    "Sampling: what a worker is told"
+    return dict(prompts=size.prompts, batch=size.prompts, temps=TEMPS, max_new=size.new, extrapolate=True, model=model)
+
+
+def learning(size, model):
+    "Training: what a worker is told"
+    return dict(pairs=size.pairs, long=size.long, batch=size.batch, accum=size.accum, model=model)
+
+
+def yardsticks(size):
+    "How fast this machine multiplies and reads"
+    n, cells = size.matrix, 25 * size.matrix**2
+    return {
+        "product": Row(
+            what=f"product of two {n} × {n} matrices", script="yardstick.py", unit="GFLOP/s", rounds=9,
+            task=on("cpu") | dict(size=n, times=20), who=("float32", "bfloat16")),
+        "memory": Row(
+            what=f"reading {4e-3 * n**2 * 25:,.0f} MB from memory", script="yardstick.py", unit="GB/s", rounds=5,
+            task=on("cpu") | dict(size=cells, times=3), who=("memory",)),
+    }
+
+
+def sampling(size):
+    "K responses to each prompt"
+    cfg, rows = SHAPES[size.model], 4 * size.prompts
+    task = on("cpu") | drawing(size, size.model)
+    token = flop(cfg, 1, context=PROMPT + size.new / 2)
+    mini = dict(max_new=size.mini_new, prompts=size.mini_prompts, batch=16, dtype="float32", extrapolate=False)
+    return {
+        "sample": Row(
+            what=f"{rows} responses of {size.new} tokens, {size.words}, bf16", script="sample.py", task=task,
+            who=("ours", "vllm", "huggingface", "lesson"),
+            targets=(TimesAsFast(1.5, "vllm"), TimesAsFast(60, "lesson")),
+            flop=token, least=token, bytes=sampling_bytes(cfg, rows, 4, PROMPT, size.new)),
+        "sample-profile": Row(
+            what="the same, with a clock around the parts of a step", script="sample.py", task=task,
+            who=("profile",), rounds=1),
+        "sample-miniwiki": Row(
+            what=f"{4 * size.mini_prompts} responses of up to {size.mini_new} tokens, MiniWiki's 2 M parameters, fp32",
+            script="sample.py", task=on("cpu") | drawing(size, "miniwiki") | mini, who=("ours", "lesson"),
+            targets=(TimesAsFast(25, "lesson"),), rounds=5),
+    }
+
+
+def training(size):
+    "DPO on pairs"
+    n, few = size.pairs, size.pairs // 4
+    task = on("cpu") | learning(size, size.model)
+    pair = 2 * flop(SHAPES[size.model], size.long, 3)
+    again = (PROMPT + 7) / (2 * size.long) # share of a pair's tokens that is the prompt's second copy
+    return {
+        "train": Row(
+            what=f"an optimizer step of DPO on {n} pairs of 2 × {size.long} tokens, {size.words}, bf16; "
+                 "the reference cached by those who can, its time beside",
+            script="train.py", task=task, who=("ours", "trl", "lesson"), unit="pairs/s", rounds=2,
+            targets=(TimesAsFast(3, "trl"), TimesAsFast(2.5, "lesson")), flop=pair, least=(1 - again) * pair),
+        "train-profile": Row(
+            what=f"{few} of these pairs under torch's profiler", script="train.py", task=task | dict(pairs=few),
+            who=("profile",), unit="pairs/s", rounds=1),
+    }
+
+
+def commands(size):
+    "What a person waits for: the lesson, and an answer to a command"
+    return {
+        "lesson": Row(
+            what="`make lesson` after installation", script="yardstick.py", who=("whole",), unit="s", rounds=1,
+            task=on("cpu") | dict(args=list(size.lesson)), targets=(Seconds(90),)),
+        "answering": Row(
+            what="processor time of a command that only has to answer", script="yardstick.py", who=COMMANDS,
+            unit="s", rounds=5, task=on("cpu"), targets=tuple(Seconds(1, name) for name in COMMANDS)),
+    }
+
+
+def gpu_sampling(size):
+    "The product and the sampling of a GPU"
+    draw = on("cuda") | drawing(size, size.gpu_model)
+    return {
+        "gpu-product": Row(
+            what="product of two 8192 × 8192 matrices", script="yardstick.py", unit="GFLOP/s", rounds=5,
+            task=on("cuda") | dict(size=8192, times=20), who=("bfloat16",)),
+        "gpu-sample": Row(
+            what="1,024 responses of 150 tokens, 124 M parameters", script="sample.py", who=("ours",),
+            task=draw | dict(prompts=256, batch=256, max_new=150), targets=(Rate(150_000),)),
+        "gpu-beside": Row(
+            what="64 responses of 256 tokens: memory beside a teacher", script="sample.py", task=draw, who=("ours",),
+            targets=(PeakMemory(5),)),
+    }
+
+
+def gpu_training(size):
+    "The training of a GPU"
+    learn = on("cuda") | learning(size, size.gpu_model)
+    epoch = learn | dict(batch=32, accum=1)
+    return {
+        "gpu-train": Row(
+            what="DPO, one epoch over 10,000 pairs of 2 × 323 tokens, 124 M parameters", script="train.py",
+            task=epoch | dict(pairs=10_000), who=("ours",), unit="pairs/s", rounds=1,
+            targets=(Seconds(20), ShareOfPeak(.4)), flop=2 * flop(SHAPES[size.gpu_model], 323, 3)),
+        "gpu-train-profile": Row(
+            what="256 of these pairs under torch's profiler", script="train.py", task=epoch | dict(pairs=256),
+            who=("profile",), unit="pairs/s", rounds=1),
+        "gpu-long": Row(
+            what="DPO on pairs of 2 × 1,024 tokens: memory", script="train.py", task=learn | dict(long=1024),
+            who=("ours",), unit="pairs/s", rounds=1, targets=(PeakMemory(12),)),
+    }
+
+
+def table(quick=False):
+    "All rows; quick: the same kinds of work, of a size for a test"
+    size = QUICK if quick else FULL
+    cpu = yardsticks(size) | sampling(size) | training(size) | commands(size)
+    return cpu | gpu_sampling(size) | gpu_training(size)

@@ -1,0 +1,121 @@
+"What a row is to reach, and how near it came"
+from dataclasses import dataclass
+
+from contestants import CONTESTANTS
+
+
+def number(x):
+    "Three digits, or all of those before the point"
+    return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
+
+
+def whole(contestant):
+    "Seconds of a measurement, the reference's pass included where it was apart; None if there are none"
+    if "seconds" not in contestant: return None
+    return contestant["seconds"] + contestant.get("reference_s", 0.)
+
+
+@dataclass(frozen=True)
+class Target:
+    "At least `goal`, or at most; of the row's first contestant, or of the one that is named"
+    goal: float
+    who: str | None = None
+    at_most = False
+
+    def look(self, row, contestants):
+        "The numbers of the contestant that is to reach it"
+        return contestants[self.who or row.who[0]]
+
+    def show(self, reached): return number(reached)
+
+    def limit(self, contestants, compared):
+        "What this machine allows at most, where that is known"
+        return None
+
+
+class Rate(Target):
+    "So many units a second"
+    def words(self, row): return f"{self.goal:,} {row.unit}"
+    def reached(self, row, contestants, compared): return self.look(row, contestants).get("value")
+
+
+class Seconds(Target):
+    "The whole work in so many seconds"
+    at_most = True
+
+    def words(self, row):
+        return f"{self.goal} s" + (f" for {CONTESTANTS[self.who].words}" if self.who else "")
+
+    def reached(self, row, contestants, compared):
+        found = self.look(row, contestants)
+        return found.get("value") if row.unit == "s" else whole(found)
+
+
+class PeakMemory(Target):
+    "Under so many GB of the GPU's memory"
+    at_most = True
+    def words(self, row): return f"under {self.goal} GB"
+    def reached(self, row, contestants, compared): return self.look(row, contestants).get("peak_gb")
+
+
+class ShareOfPeak(Target):
+    "This share of the rate at which the machine multiplies matrices"
+    def words(self, row): return f"{self.goal:.0%} of the matrix rate"
+    def show(self, reached): return f"{reached:.0%}"
+    def reached(self, row, contestants, compared): return compared.get("of_peak", {}).get(self.who or row.who[0])
+
+
+class TimesAsFast(Target):
+    "So many times as fast as `who`"
+    def words(self, row): return f"{self.goal} × {CONTESTANTS[self.who].words}"
+    def reached(self, row, contestants, compared): return compared.get("times_as_fast_as", {}).get(self.who)
+
+    def limit(self, contestants, compared):
+        other = contestants[self.who]
+        if "limit" not in compared or "value" not in other: return None
+        return compared["limit"] / other["value"]
+
+
+def verdict(target, row, contestants, compared):
+    "Reached or missed, with the number, in words"
+    reached = target.reached(row, contestants, compared)
+    if reached is None: return "did not run"
+    met = reached <= target.goal if target.at_most else reached >= target.goal
+    words = f"{'reached' if met else 'missed'}: {target.show(reached)}"
+    limit = None if met else target.limit(contestants, compared)
+    return words + (f"; at this machine's measured rates at most {number(limit)}" if limit else "")
+
+
+def compare(row, found, peak, memory=None):
+    """What the contestants' numbers say: ratios, shares of the matrix rate, and what this machine allows, the
+    products at its matrix rate (`peak`, GFLOP/s) and the reading at its memory's (`memory`, GB/s)."""
+    first, out = found[row.who[0]], {}
+    if "value" not in first: return out
+    ran = {name: c for name, c in found.items() if "value" in c}
+    others = {name: c for name, c in ran.items() if name != "ours"}
+    if len(row.who) > 1 and row.who[0] == "ours":
+        out["times_as_fast_as"] = {name: first["value"] / c["value"] for name, c in others.items()}
+        if "reference_s" in first:
+            out["with_reference"] = {name: whole(c) / whole(first) for name, c in others.items()}
+    if row.flop and peak:
+        out["of_peak"] = {name: c["value"] * row.flop / 1e9 / peak for name, c in ran.items()}
+    if row.least and peak and (memory or not row.bytes):
+        seconds = row.least / 1e9 / peak + row.bytes / 1e9 / (memory or 1)
+        out["limit"] = 1 / seconds
+    return out
+
+
+def best(rows, name, who):
+    "The best rate of a yardstick; other tenants of a shared machine take from it, so its best is the machine's"
+    return rows.get(name, {}).get("contestants", {}).get(who, {}).get("high")
+
+
+def judge(rows, known):
+    "Compare the contestants of all rows and look at the targets, by the machine's rates as they were measured last"
+    for name, result in rows.items():
+        row, contestants = known[name], result["contestants"]
+        peak = best(rows, "gpu-product" if name.startswith("gpu-") else "product", "bfloat16")
+        compared = compare(row, contestants, peak, best(rows, "memory", "memory"))
+        for key in ("times_as_fast_as", "with_reference", "of_peak", "limit"): result.pop(key, None)
+        verdicts = [(t.words(row), verdict(t, row, contestants, compared)) for t in row.targets]
+        result |= compared | {"verdicts": verdicts}
