@@ -1,0 +1,103 @@
+"The statistics of a comparison: intervals against simulation, and the rule of two orders"
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from wikidpo.core.stats import bootstrap, detectable, power, tally, wilson
+
+
+def test_the_statistics_need_no_torch():
+    code = "import sys, wikidpo.core.stats; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---- intervals
+
+@given(st.integers(0, 400), st.integers(1, 400))
+def test_wilson_is_the_inverted_score_test(k, n):
+    k = min(k, n)
+    low, high = wilson(k, n)
+    assert 0 <= low <= k / n + 1e-12 and k / n - 1e-12 <= high <= 1
+    for end in (low, high):  # at an end inside (0, 1) the score statistic is exactly z
+        if not 1e-9 < end < 1 - 1e-9: continue
+        score = abs(k / n - end) / math.sqrt(end * (1 - end) / n)
+        assert score == pytest.approx(1.96, abs=1e-6)
+    assert wilson(n - k, n) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+def test_wilson_covers_the_truth_where_the_textbook_interval_does_not():
+    n, p = 40, .03
+    ks = np.random.default_rng(0).binomial(n, p, 20_000).tolist()
+    inside = np.mean([low <= p <= high for low, high in (wilson(k, n) for k in ks)])
+    wald = np.mean([abs(k / n - p) <= 1.96 * math.sqrt(k / n * (1 - k / n) / n) for k in ks])
+    assert inside > .93 and wald < .80
+
+
+# ---- what could have been found
+
+@pytest.mark.parametrize("n, ties, p", [(300, .4, .55), (1000, .4, .55), (1000, .5, .6), (200, .2, .6)])
+def test_power_against_the_whole_experiment(n, ties, p):
+    rng = np.random.default_rng(n)
+    decided = rng.binomial(n, 1 - ties, 20_000)
+    wins = rng.binomial(decided, p)
+    intervals = map(wilson, wins.tolist(), decided.tolist())
+    found = np.mean([not low <= .5 <= high for low, high in intervals])
+    assert found == pytest.approx(power(p, n * (1 - ties)), abs=.02)
+
+
+def test_300_prompts_see_a_true_55_percent_one_time_in_four():
+    assert power(.55, 300 * .6) == pytest.approx(.25, abs=.03)
+    assert .60 < detectable(300 * .6) < .61
+
+
+@given(st.integers(8, 20_000))
+def test_detectable_is_where_the_power_is_80_percent(m):
+    assert power(detectable(m), m) == pytest.approx(.8, abs=1e-4)
+    assert detectable(m + 1) < detectable(m)
+
+
+def test_nothing_is_detectable_with_nothing():
+    assert detectable(0) == detectable(3) == 1.0
+
+
+# ---- the bootstrap
+
+def test_bootstrap_agrees_with_the_normal_interval_of_a_mean():
+    x = np.random.default_rng(3).normal(5, 2, 400)
+    low, high = bootstrap(x)
+    half = 1.96 * x.std(ddof=1) / 20
+    assert (low, high) == pytest.approx((x.mean() - half, x.mean() + half), abs=.06)
+
+
+def width(num, den=None):
+    low, high = bootstrap(num, den)
+    return high - low
+
+
+def test_bootstrap_resamples_prompts_not_rows():  # trap 27
+    ease = np.random.default_rng(5).choice([.0, 1.], 100)     # every answer to a prompt fares alike
+    wins, rows = ease * 8, np.repeat(ease, 8)
+    assert width(wins, np.full(100, 8)) > 2.3 * width(rows)   # sqrt(8) = 2.8
+
+
+def test_bootstrap_of_nothing_decided():
+    assert all(map(math.isnan, bootstrap([0, 0], [0, 0])))
+
+
+# ---- the rule
+
+@pytest.mark.parametrize("first", ["A", "B", "TIE"])
+@pytest.mark.parametrize("second", ["A", "B", "TIE"])
+def test_the_rule_is_the_lesson_s(first, second):
+    a = (first == "A") + (second == "B")
+    b = (first == "B") + (second == "A")
+    assert tally(first, second) == ("a" if a == 2 else "b" if b == 2 else "tie")
+
+
+@pytest.mark.parametrize("verdict", ["A", "B", "TIE", None])
+def test_an_unreadable_verdict_is_no_tie(verdict):  # trap 19
+    assert tally(verdict, None) is None and tally(None, verdict) is None
