@@ -1,7 +1,10 @@
-"""The exercises of wikidpo.exercises, written into the lessons: `exercises.py` writes them, `exercises.py --check` says which lessons are out of step.
+"""The exercises of wikidpo.world.exercises, written into the lessons.
 
-A lesson's exercises stand before its last section, "Next". Their cells are known by their ids and are always written whole, with
-what the untouched stub prints: edit nbs/appendix/exercises.ipynb, never these cells.
+`exercises.py` writes them, `exercises.py 03 04` into these lessons alone; `exercises.py --check` says which
+lessons are out of step.
+
+A lesson's exercises stand before its last section, "Next". Their cells are known by their ids and are always
+written whole, with what the untouched stub prints: edit nbs/world/exercises/, never these cells.
 """
 import io
 import re
@@ -13,14 +16,17 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-from wikidpo.exercises import EXERCISES, PRELUDE, Exercise
+from wikidpo.world.exercises.all import EXERCISES
+from wikidpo.world.exercises.base import PRELUDE, Exercise
 
 ROOT = Path(__file__).resolve().parent.parent
 NEXT = re.compile(r"^(?:## )?Next\b", re.M)  # where a lesson's ending begins
 
 HEAD = """## Exercises
 
-Predict, then write, then check. The checkers run your function on a few cases and know the usual mistakes by name. Stars say how hard ({stars}), minutes how long ({minutes} in all). Unfold the hint first; the solution comes with the answer to the prediction."""
+Predict, then write, then check. The checkers run your function on a few cases and know the usual mistakes by name. \
+Stars say how hard (★☆☆ a few lines, ★★★ paper and pencil), minutes how long ({minutes} in all). \
+Unfold the hint first; the solution comes with the answer to the prediction."""
 
 
 def folded(summary: str, text: str) -> str:
@@ -31,15 +37,22 @@ def statement(e: Exercise) -> str:
     "The Markdown of one exercise."
     title = f"### {e.title}\n\n{'★' * e.stars}{'☆' * (3 - e.stars)} · about {e.minutes} minutes"
     solution = f"```python\n{e.solution}\n```\n\n**The prediction:** {e.answer}"
-    return "\n\n".join([title, e.task.strip(), folded("Hint", e.hint), folded("Solution", solution)])
+    return "\n\n".join([title, e.task, folded("Hint", e.hint), folded("Solution", solution)])
 
 
 def stub_cell(e: Exercise):
     "The cell that the learner fills in, with what it prints as it stands."
-    with redirect_stdout(io.StringIO()) as said:
+    with redirect_stdout(io.StringIO()) as output:
         e(e.load(e.stub))
-    printed = [new_output("stream", name="stdout", text=said.getvalue())]
+    printed = [new_output("stream", name="stdout", text=output.getvalue())]
     return new_code_cell(f"{e.stub}\n\ncheck_{e.name}({e.name})", id=cell_id(e.name, "stub"), outputs=printed)
+
+
+def imports(mine: list[Exercise], lesson: int) -> str:
+    "What the exercises of a lesson need, with their checkers."
+    names = ", ".join(f"check_{e.name}" for e in mine)
+    line = f"from wikidpo.world.exercises.lesson{lesson:02} import ({names})"
+    return PRELUDE + textwrap.fill(line, 100, subsequent_indent="    ")
 
 
 def cell_id(*parts: str) -> str:
@@ -51,10 +64,8 @@ def cells(lesson: int) -> list:
     mine = [e for e in EXERCISES.values() if e.lesson == lesson]
     if not mine:
         return []
-    head = HEAD.format(stars="★☆☆ a few lines, ★★★ paper and pencil", minutes=sum(e.minutes for e in mine))
-    names = textwrap.fill(", ".join(f"check_{e.name}" for e in mine), 100, subsequent_indent="    ")
-    imports = f"{PRELUDE}from wikidpo.exercises import ({names})"
-    found = [new_markdown_cell(head, id=cell_id("head")), new_code_cell(imports, id=cell_id("imports"))]
+    head = HEAD.format(minutes=sum(e.minutes for e in mine))
+    found = [new_markdown_cell(head, id=cell_id("head")), new_code_cell(imports(mine, lesson), id=cell_id("imports"))]
     for e in mine:
         found += [new_markdown_cell(statement(e), id=cell_id(e.name)), stub_cell(e)]
     return found
@@ -63,11 +74,14 @@ def cells(lesson: int) -> list:
 def insert(nb, lesson: int) -> None:
     "Write the exercises of a lesson into its notebook, in place of those that stand there."
     rest = [c for c in nb.cells if not c.id.startswith("exercise-")]
-    at = next((i for i in reversed(range(len(rest))) if rest[i].cell_type == "markdown" and NEXT.search(rest[i].source)), len(rest))
-    if at < len(rest) and (begin := NEXT.search(rest[at].source).start()):  # "Next" shares a cell with what comes before it
+    endings = [i for i, c in enumerate(rest) if c.cell_type == "markdown" and NEXT.search(c.source)]
+    at = endings[-1] if endings else len(rest)
+    begin = NEXT.search(rest[at].source).start() if endings else 0
+    if begin:  # "Next" shares a cell with what comes before it
         ending = new_markdown_cell(rest[at].source[begin:], id="next")
         rest[at].source = rest[at].source[:begin].rstrip()
-        rest.insert(at := at + 1, ending)
+        at += 1
+        rest.insert(at, ending)
     nb.cells = rest[:at] + cells(lesson) + rest[at:]
 
 
@@ -81,11 +95,18 @@ def lessons(root: Path) -> list[tuple[Path, str, str]]:
     return found
 
 
-if __name__ == "__main__":
-    only = [a for a in sys.argv[1:] if a.isdecimal()]  # numbers of lessons: these alone
+def main(args: list[str]) -> str | None:
+    "Write, or with --check say, what is out of step."
+    only = [a for a in args if a.isdecimal()]  # numbers of lessons: these alone
     stale = [(path, text) for path, old, text in lessons(ROOT) if old != text and (not only or path.name[:2] in only)]
-    if "--check" in sys.argv[1:]:
-        sys.exit("\n".join(f"{path.relative_to(ROOT)}: its exercises are not those of wikidpo.exercises: run `python tools/exercises.py`" for path, _ in stale) or None)
+    if "--check" in args:
+        advice = "its exercises are not those of wikidpo.world.exercises: run `python tools/exercises.py`"
+        return "\n".join(f"{path.relative_to(ROOT)}: {advice}" for path, _ in stale) or None
     for path, text in stale:
         path.write_text(text, encoding="utf-8")
         print(path.relative_to(ROOT))
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
