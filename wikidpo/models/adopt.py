@@ -60,7 +60,7 @@ def _import(path):
 
 # %% ../../nbs/models/adopt.ipynb #ee19a80d
 def load_model_py(path): # the learner's file
-    "The module of a file that defines `GPT` and `GPTConfig`; `UserError` if it is missing, breaks, or lacks one of them"
+    "The module of a file that defines `GPT` and `GPTConfig`; `UserError` if it is missing, breaks, or lacks one"
     path = Path(path).resolve()
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"{path}: no such Python file; --model-py takes the file that defines GPT and GPTConfig")
@@ -85,12 +85,12 @@ def checked_call(model, ids, targets):
 def full_logits(model, # anything that keeps the contract
                 ids, # (B, T) token ids
                 ):
-    "Logits (B, T, vocabulary) at every position, whatever the model does without targets; `UserError` for anything else"
+    "Logits (B, T, vocabulary) at every position, whatever the model does without targets; else `UserError`"
     return checked_call(model, ids, ids)[0]
 
 # %% ../../nbs/models/adopt.ipynb #5e497e5a
 class Foreign(nn.Module):
-    "A learner's model behind our interface: `model(ids, targets=None)` gives (logits (B, T, vocabulary), loss); no cache"
+    "A learner's model behind our interface: `model(ids, targets=None)` gives (logits (B, T, vocab), loss); no cache"
     def __init__(self, theirs, block_size):
         super().__init__()
         self.theirs = theirs
@@ -137,7 +137,7 @@ def find_layers(params): # {name: tensor}
 def cut_rows(stack, # {name: its rows}, in their order
              width:int, # of the model
              ffn:int): # of its SwiGLU
-    "Every way to cut matrices, laid end to end, into q, k, v, gate and up: {role: (name, rows)}; each must end at a cut"
+    "Every way to cut matrices, laid end to end, into q, k, v, gate, up: {role: (name, rows)}; each must end at a cut"
     kv = (sum(stack.values()) - width - 2 * ffn) // 2
     if kv < 1: return
     size = dict(q=width, k=kv, v=kv, gate=ffn, up=ffn)
