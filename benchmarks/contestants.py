@@ -33,7 +33,7 @@ CONTESTANTS = {
     "whole": Contestant("this project"),
     "help": Contestant("`wikidpo --help`"),
     "train-help": Contestant("`wikidpo train --help`"),
-    "refused": Contestant("`wikidpo train --lr x`, refused"),
+    "refused": Contestant("a refused `wikidpo train --lr x`"),
     "import": Contestant('`python -c "import wikidpo"`'),
     "import-loss": Contestant('`python -c "import wikidpo.core.loss"`'),
 }

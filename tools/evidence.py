@@ -1,0 +1,44 @@
+"What the tools that measure evidence share: the profile's sections, where results lie, and how one is said."
+import json
+from pathlib import Path
+
+from wikidpo.files import write_atomic
+from wikidpo.pairs import MineConfig
+from wikidpo.profiles import load_profile, section
+from wikidpo.sampling import PolicyConfig
+from wikidpo.teacher import TeacherConfig
+from wikidpo.training import TrainConfig
+from wikidpo.winrate import EvaluateConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "nbs" / "results"
+PROFILE = load_profile("miniwiki")
+SECTIONS = {
+    "policy": PolicyConfig,
+    "teacher": TeacherConfig,
+    "mine": MineConfig,
+    "train": TrainConfig,
+    "judge": EvaluateConfig,
+}
+JUDGED = ("n", "win", "tie", "loss", "decided_win_rate", "ci_low", "ci_high", "truth_win_rate")
+
+
+def configured(name: str, **changes):
+    "The configuration of a step as the default profile has it, with these values changed."
+    return section(SECTIONS[name], name, PROFILE[name] | changes)
+
+
+def write_results(name: str, results) -> None:
+    "Write nbs/results/`name`.json, which the notebooks show."
+    write_atomic(RESULTS / f"{name}.json", json.dumps(results, indent=1) + "\n")
+
+
+def win_rate(judged: dict) -> str:
+    "A win rate with its interval, in percent."
+    return f"{judged['decided_win_rate']:.1%} ({judged['ci_low']:.1%} to {judged['ci_high']:.1%})"
+
+
+def win_rate_of_decided(judged: dict) -> str:
+    "A win rate with its interval and the number of comparisons that it rests on."
+    interval = f"[{judged['ci_low']:.3f}, {judged['ci_high']:.3f}]"
+    return f"win rate {judged['decided_win_rate']:.3f} {interval} of {judged['win'] + judged['loss']}"
