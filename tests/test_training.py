@@ -1,155 +1,251 @@
 "The training traps, each with the number that betrays it"
-import copy, json, math
-from dataclasses import asdict, fields, replace
-import pytest, torch
+import copy
+import math
+from dataclasses import fields, replace
+
+import pytest
+import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
-from wikidpo.chat import encode_prompt, end_id, load_tokenizer
-from wikidpo.files import UserError, read_jsonl, write_jsonl
-from wikidpo.logprobs import PairDataset, collate, seq_logprob
-from wikidpo.loss import margin, preference_loss
-from wikidpo.miniwiki import DATA
-from wikidpo.model import GPT, GPTConfig, load_checkpoint
-from wikidpo.sampling import PolicyConfig, pad_right
-from wikidpo.training import TrainConfig, dpo, dpo_step, freeze, lr_at, pick_precision, train
 
-TOK, MODEL = load_tokenizer(DATA/"tokenizer.json"), load_checkpoint(DATA/"model.safetensors")
+from engines import CFG, MINI, TOK, engine, first_pairs, one_step, run
+from wikidpo.core.chat import encode_prompt, end_id
+from wikidpo.core.data import PairDataset, collate, pad_right
+from wikidpo.core.files import UserError, read_jsonl
+from wikidpo.core.logps import seq_logprob
+from wikidpo.core.train import PlainEngine, freeze, lr_at
+from wikidpo.models.checkpoints import load_checkpoint
+from wikidpo.run.config import PolicyConfig, RunTrainConfig
+from wikidpo.run.folder import write_jsonl
+from wikidpo.run.train import train
+from wikidpo.world.facts import DATA
+
 POLICY = PolicyConfig(str(DATA/"model.safetensors"), str(DATA/"tokenizer.json"), device="cpu")
-BASE = TrainConfig(lr=3e-4, batch_size=8, grad_accum_steps=2, warmup_steps=1, seed=0, precision="fp32")
+BASE = RunTrainConfig(lr=3e-4, batch_size=8, grad_accum_steps=2, warmup_steps=1, seed=0, precision="fp32",
+                      wandb="disabled")
+PLAIN = replace(CFG, batch_size=8)
+ENGINES = [lambda: None, engine, lambda: engine(cached=False), lambda: engine("bf16")]
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pairs")/"pairs.jsonl"
-    write_jsonl(path, read_jsonl(DATA/"pairs.jsonl")[:44])
-    return PairDataset(path, TOK, 256)
+    return first_pairs(tmp_path_factory.mktemp("pairs")/"pairs.jsonl", 44)
+
 
 def by_definition(model, prompt, response):
     "Sum of log-probabilities with a plain Python loop over the tokens, in float64"
-    logp = model(torch.tensor([prompt + response]))[0][0].double().log_softmax(-1)
-    return sum(logp[len(prompt) + i - 1, t].item() for i, t in enumerate(response))
+    logps = model(torch.tensor([prompt + response]))[0][0].double().log_softmax(-1)
+    return sum(logps[len(prompt) + i - 1, t].item() for i, t in enumerate(response))
+
+
+LENGTHS = st.tuples(st.integers(1, 30), st.integers(1, 40))
+
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 40)), min_size=1, max_size=5), st.integers(0, 9), st.randoms(use_true_random=False))
+@given(st.lists(LENGTHS, min_size=1, max_size=5), st.integers(0, 9), st.randoms(use_true_random=False))
 def test_seq_logprob_is_the_definition_for_any_ragged_batch(sizes, extra, rng):
-    rows = [([rng.randrange(4, 2000) for _ in range(p)], [rng.randrange(4, 2000) for _ in range(r)]) for p, r in sizes]
-    ids, mask = (F.pad(pad_right(x)[0], (0, extra)) for x in ([p + r for p, r in rows], [[0] * len(p) + [1] * len(r) for p, r in rows]))
+    def tokens(n): return [rng.randrange(4, 2000) for _ in range(n)]
+    rows = [(tokens(p), tokens(r)) for p, r in sizes]
+    ids, _ = pad_right([p + r for p, r in rows])
+    mask, _ = pad_right([[0] * len(p) + [1] * len(r) for p, r in rows])
     with torch.no_grad():
-        assert torch.allclose(seq_logprob(MODEL, ids, mask).double(), torch.tensor([by_definition(MODEL, *r) for r in rows], dtype=torch.double), atol=1e-3, rtol=1e-5)
+        found = seq_logprob(MINI, F.pad(ids, (0, extra)), F.pad(mask, (0, extra)))
+        want = torch.tensor([by_definition(MINI, *row) for row in rows], dtype=torch.double)
+    assert torch.allclose(found.double(), want, atol=1e-3, rtol=1e-5)
+
 
 def test_sampled_ids_are_what_is_trained_on(data):
-    for pair, (p, c, r) in zip(data.pairs, data.rows):
-        assert p == encode_prompt(TOK, pair["prompt"])
-        assert c == pair["chosen_tokens"] + [end_id(TOK)] * pair["chosen_finished"] and r == pair["rejected_tokens"] + [end_id(TOK)] * pair["rejected_finished"]
+    for pair, (prompt, chosen, rejected) in zip(data.pairs, data.rows, strict=True):
+        assert prompt == encode_prompt(TOK, pair["prompt"])
+        assert chosen == pair["chosen_tokens"] + [end_id(TOK)] * pair["chosen_finished"]
+        assert rejected == pair["rejected_tokens"] + [end_id(TOK)] * pair["rejected_finished"]
+
 
 def test_pad_equal_to_end_does_not_mask_the_real_end(data):
-    ids, mask, *_ = collate([data[i] for i in range(8)])
+    batch = collate([data[i] for i in range(8)])
+    ids, mask = batch.chosen_ids, batch.chosen_mask
     assert (mask.sum(1) == torch.tensor([len(data.rows[i][1]) for i in range(8)])).all()
-    as_end = torch.where(torch.arange(ids.shape[1]) < torch.tensor([len(data[i][0][0]) for i in range(8)])[:, None], ids, end_id(TOK))
-    with torch.no_grad(): assert torch.allclose(seq_logprob(MODEL, ids, mask), seq_logprob(MODEL, as_end, mask), atol=1e-4)
+    lengths = torch.tensor([len(data[i][0][0]) for i in range(8)])
+    padded_with_end = torch.where(torch.arange(ids.shape[1]) < lengths[:, None], ids, end_id(TOK))
+    with torch.no_grad():
+        a, b = seq_logprob(MINI, ids, mask), seq_logprob(MINI, padded_with_end, mask)
+    assert torch.allclose(a, b, atol=1e-4)
+
 
 def test_changing_rejected_leaves_chosen_alone(data):
-    c, cm, r, rm = collate([data[0], data[1]])
-    both = lambda r: seq_logprob(MODEL, torch.cat([c, r]), torch.cat([cm, rm]))[:2]
-    with torch.no_grad(): assert torch.allclose(both(r), both(torch.randint_like(r, 4, 2000)), atol=1e-5)
+    batch = collate([data[0], data[1]])
+    _, mask = batch.rows()
+
+    def chosen(rejected_ids):
+        return seq_logprob(MINI, torch.cat([batch.chosen_ids, rejected_ids]), mask)[:2]
+
+    noise = torch.randint_like(batch.rejected_ids, 4, 2000)
+    with torch.no_grad(): assert torch.allclose(chosen(batch.rejected_ids), chosen(noise), atol=1e-5)
+
 
 def test_bf16_logits_are_summed_in_float32():
     "200 summed tokens: bf16 all the way drifts by tenths of a nat, upcast first does not"
     torch.manual_seed(0)
     logits, labels = torch.randn(200, 32768).bfloat16(), torch.randint(32768, (200,))
+
+    class Fixed(torch.nn.Module):
+        def forward(self, ids, targets): return F.pad(logits, (0, 0, 0, 1))[None], None
+
+    ids = F.pad(labels, (1, 0))[None]
     exact = logits.double().log_softmax(-1).gather(-1, labels[:, None]).sum()
     low = logits.log_softmax(-1).gather(-1, labels[:, None]).float().sum()
-    ours = (logits.float().gather(-1, labels[:, None])[:, 0] - logits.float().logsumexp(-1)).sum()
+    ours = seq_logprob(Fixed(), ids, torch.ones_like(ids))[0]
     assert abs(ours - exact) < .01 < .1 < abs(low - exact)
+
 
 class Noisy(torch.nn.Module):
     "A learner's model with dropout"
-    def __init__(self): super().__init__(); self.inner, self.drop, self.cfg = copy.deepcopy(MODEL), torch.nn.Dropout(.3), MODEL.cfg
+    def __init__(self):
+        super().__init__()
+        self.inner, self.drop, self.cfg = copy.deepcopy(MINI), torch.nn.Dropout(.3), MINI.cfg
+
     def forward(self, ids, targets=None): return self.inner.head(self.drop(self.inner.hidden(ids))), None
 
-@pytest.mark.parametrize("make", [lambda: copy.deepcopy(MODEL), Noisy])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("reference", ["cached", "live"])
-def test_first_loss_is_ln_2_and_margins_are_zero(data, make, precision, reference):
+
+@pytest.mark.parametrize("make", [lambda: copy.deepcopy(MINI), Noisy])
+@pytest.mark.parametrize("make_engine", ENGINES)
+def test_first_loss_is_ln_2_and_margins_are_zero(data, make, make_engine):
+    from wikidpo.core.train import train_dpo
     policy = make().train()
-    h = dpo(policy, freeze(policy), data, replace(BASE, precision=precision, reference=reference))
-    assert abs(h[0]["loss"] - math.log(2)) < 1e-6 and h[0]["reward/margin"] == 0 and h[-1]["loss"] < h[0]["loss"]
+    history = train_dpo(policy, freeze(policy), data, PLAIN, make_engine())
+    assert abs(history[0]["loss"] - math.log(2)) < 1e-6 and history[0]["reward/margin"] == 0
+    assert history[-1]["loss"] < history[0]["loss"]
     assert all(p.dtype == torch.float32 for p in policy.parameters())
 
-def test_reference_does_not_move_and_policy_does(data):
-    policy = copy.deepcopy(MODEL); ref = freeze(policy)
-    before = [p.clone() for p in ref.parameters()]
-    dpo(policy, ref, data, BASE)
-    assert all(torch.equal(a, b) for a, b in zip(before, ref.parameters()))
-    assert any(not torch.equal(a, b) for a, b in zip(before, policy.parameters()))
 
-@pytest.mark.parametrize("sizes", [(1,) * 11, (4, 4, 3), (10, 1), (3, 3, 3, 2)])
-def test_accumulation_gives_the_gradient_of_one_batch_also_when_ragged(data, sizes):
-    def step(*sizes):
-        policy = copy.deepcopy(MODEL)
+@pytest.mark.parametrize("make_engine", ENGINES[:2])
+def test_reference_does_not_move_and_policy_does(data, make_engine):
+    from wikidpo.core.train import train_dpo
+    policy = copy.deepcopy(MINI)
+    ref = freeze(policy)
+    before = [p.clone() for p in ref.parameters()]
+    train_dpo(policy, ref, data, PLAIN, make_engine())
+    assert all(torch.equal(a, b) for a, b in zip(before, ref.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 10, 3])
+@pytest.mark.parametrize("make_engine", [PlainEngine, engine])
+def test_accumulation_gives_the_gradient_of_one_batch_also_when_ragged(data, batch_size, make_engine):
+    "11 pairs in forwards of 1; 4, 4 and 3; 10 and 1; 3, 3, 3 and 2"
+    def step(batch_size):
+        policy = copy.deepcopy(MINI)
         with torch.no_grad(): policy.embed.weight.mul_(1.01)
-        rows, at = [data[i] for i in range(11)], 0
-        m = dpo_step(policy, MODEL, [collate(rows[sum(sizes[:i]):sum(sizes[:i + 1])]) for i in range(len(sizes))], BASE)
-        return torch.cat([p.grad.flatten() for p in policy.parameters()]), m
-    (g, m), (g1, m1) = step(*sizes), step(11)
-    assert F.cosine_similarity(g, g1, 0) > .99999 and torch.allclose(g, g1, atol=1e-4)
-    assert all(abs(m[k] - m1[k]) < 1e-5 for k in m)
+        return one_step(make_engine(), policy, freeze(MINI), data, range(11), replace(CFG, batch_size=batch_size))
+
+    (gradient, means), (whole, whole_means) = step(batch_size), step(11)
+    assert F.cosine_similarity(gradient, whole, 0) > .99999 and torch.allclose(gradient, whole, atol=1e-4)
+    assert all(abs(means[k] - whole_means[k]) < 1e-5 for k in means)
+
 
 def test_every_pair_is_seen_once_an_epoch_also_in_the_last_partial_window(data):
     seen = []
+
     class Counting(PairDataset):
-        def __getitem__(self, i): seen.append(i); return super().__getitem__(i)
-    data.__class__ = Counting
-    try: h = dpo(copy.deepcopy(MODEL), MODEL, data, replace(BASE, epochs=2, reference="live"))
-    finally: data.__class__ = PairDataset
-    assert sorted(seen) == sorted(2 * list(range(44))) and seen[:44] != seen[44:] and len(h) == 2 * 3
+        def __getitem__(self, i):
+            seen.append(i)
+            return super().__getitem__(i)
+
+    counting = copy.copy(data)
+    counting.__class__ = Counting
+    history = run(counting, cfg=replace(PLAIN, epochs=2))
+    assert sorted(seen) == sorted(2 * list(range(44))) and seen[:44] != seen[44:]
+    assert len(history) == 2 * 3
+
 
 def test_order_depends_on_the_seed_and_on_nothing_else(data):
-    def run(seed, noise): torch.manual_seed(noise); return dpo(copy.deepcopy(MODEL), MODEL, data, replace(BASE, seed=seed))
-    assert run(0, 1) == run(0, 2) and run(0, 1) != run(5, 1)
+    def history(seed, noise):
+        torch.manual_seed(noise)
+        return run(data, cfg=replace(PLAIN, seed=seed))
 
-def test_every_field_of_the_configuration_changes_something_or_is_refused(tmp_path, data):
-    pairs = tmp_path/"pairs.jsonl"
-    write_jsonl(pairs, data.pairs)
-    other = tmp_path/"other.jsonl"; write_jsonl(other, data.pairs[:30])
-    def run(name, **kw):
-        out = tmp_path/name
-        train(POLICY, replace(BASE, pairs=str(pairs), wandb="disabled") if not kw else replace(BASE, **({"pairs": str(pairs), "wandb": "disabled"} | kw)), out)
-        return (out/"metrics.jsonl").read_text()
-    base = run("base")
-    change = dict(seed=1, pairs=str(other), block_size=24, beta=.2, loss_type="ipo", label_smoothing=.1, lr=1e-3, epochs=2, batch_size=4, grad_accum_steps=1, warmup_steps=0, max_grad_norm=.01, precision="bf16")
-    assert set(change) | {"wandb", "project", "reference", "save_every", "shard", "watch"} == {f.name for f in fields(TrainConfig)} # save_every and shard: test_ranks.py; watch: test_widgets.py
-    rows = [r for r in data.rows if len(r[0]) >= 24]
-    for name, value in change.items():
-        if name == "block_size" and rows:
-            with pytest.raises(UserError, match="leaves no room"): run(name, block_size=24)
-        else: assert run(name, **{name: value}) != base, name
-    run("wandb", wandb="offline", project="another")
-    assert list((tmp_path/"wandb"/"wandb").glob("offline-run-*"))
-    kept = set((tmp_path/".cache").iterdir())
-    run("live", seed=7, reference="live"); assert set((tmp_path/".cache").iterdir()) == kept
-    run("again", seed=7); assert len(set((tmp_path/".cache").iterdir()) - kept) == 1
-    with pytest.raises(UserError, match="train.reference: expected one of cached, live, found 'none'"): replace(BASE, reference="none")
+    first = history(0, 1)
+    assert first == history(0, 2) and first != history(5, 1)
 
-def test_the_watched_pairs_are_computed_twice(tmp_path, data):
-    "margins.jsonl holds two independent computations of the reference's log-probabilities, the second one token by token"
-    write_jsonl(tmp_path/"pairs.jsonl", data.pairs)
-    train(POLICY, replace(BASE, pairs=str(tmp_path/"pairs.jsonl"), wandb="disabled"), tmp_path/"run")
-    first = read_jsonl(tmp_path/"run"/"margins.jsonl")[0]
-    watched = range(0, 44, 44 // 32)[:8]
-    want = torch.tensor([[by_definition(MODEL, data.rows[i][0], r) for r in data.rows[i][1:]] for i in watched])
-    assert first["tokens"] == [[len(r) for r in data.rows[i][1:]] for i in watched]
-    for name in ("logps", "token_by_token"): assert torch.allclose(torch.tensor(first[name])[:8], want.float(), atol=1e-3), name
-
-def test_a_run_that_explodes_says_so_and_leaves_no_checkpoint(tmp_path):
-    with pytest.raises(UserError, match="lower train.lr"): train(POLICY, replace(BASE, pairs=str(DATA/"pairs.jsonl"), lr=1e30, wandb="disabled"), tmp_path/"run")
-    assert not (tmp_path/"run"/"dpo.pt").exists()
 
 def test_schedule_warms_up_and_ends_at_zero():
     lrs = [lr_at(s, 300, 20) for s in range(300)]
-    assert lrs[:20] == sorted(lrs[:20]) and lrs[20:] == sorted(lrs[20:], reverse=True) and max(lrs) == 1 and 0 < lrs[-1] < 1e-3 and lrs[0] > 0
+    assert lrs[:20] == sorted(lrs[:20]) and lrs[20:] == sorted(lrs[20:], reverse=True)
+    assert max(lrs) == 1 and 0 < lrs[-1] < 1e-3 and lrs[0] > 0
 
-def test_a_trained_checkpoint_is_in_the_course_form_and_loads(tmp_path, data):
-    write_jsonl(tmp_path/"pairs.jsonl", data.pairs)
-    train(POLICY, replace(BASE, pairs=str(tmp_path/"pairs.jsonl"), wandb="disabled"), tmp_path/"run")
-    ckpt = torch.load(tmp_path/"run"/"dpo.pt", weights_only=True)
-    assert set(ckpt) == {"model", "config"} and load_checkpoint(tmp_path/"run"/"dpo.pt").cfg == MODEL.cfg
+
+def test_a_run_that_explodes_says_so(data):
+    with pytest.raises(UserError, match="no longer a number at step .*lower train.lr"):
+        run(data, cfg=replace(PLAIN, lr=1e30))
+
+
+# --- `wikidpo train`
+
+CHANGES = dict(seed=1, pairs="other", block_size=24, beta=.2, loss_type="ipo", label_smoothing=.1, lr=1e-3, epochs=2,
+               batch_size=4, grad_accum_steps=1, warmup_steps=0, max_grad_norm=.01, precision="bf16")
+ELSEWHERE = {"wandb", "project", "reference", "save_every", "shard", "watch"}    # below, test_ranks.py, test_widgets.py
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, data):
+    "Folder with pairs.jsonl, other.jsonl, and the run of BASE in base/"
+    folder = tmp_path_factory.mktemp("runs")
+    write_jsonl(folder/"pairs.jsonl", data.pairs)
+    write_jsonl(folder/"other.jsonl", data.pairs[:30])
+    train(POLICY, replace(BASE, pairs=str(folder/"pairs.jsonl")), folder/"base")
+    return folder
+
+
+def metrics_of(files, name, **kw):
+    train(POLICY, replace(BASE, **{"pairs": str(files/"pairs.jsonl")} | kw), files/name)
+    return (files/name/"metrics.jsonl").read_text()
+
+
+def test_every_field_is_tried():
+    assert set(CHANGES) | ELSEWHERE == {f.name for f in fields(RunTrainConfig)}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_field_of_the_configuration_changes_something_or_is_refused(files, data, name):
+    value = str(files/"other.jsonl") if name == "pairs" else CHANGES[name]
+    if name == "block_size":
+        assert any(len(prompt) >= 24 for prompt, *_ in data.rows)
+        with pytest.raises(UserError, match="leaves no room"): metrics_of(files, name, block_size=24)
+        return
+    assert metrics_of(files, name, **{name: value}) != (files/"base"/"metrics.jsonl").read_text()
+
+
+def test_wandb_and_its_project(files):
+    metrics_of(files, "wandb", wandb="offline", project="another")
+    assert list((files/"wandb"/"wandb").glob("offline-run-*"))
+
+
+def test_a_live_reference_is_not_kept_and_a_cached_one_is(files):
+    kept = set((files/".cache").iterdir())
+    metrics_of(files, "live", seed=7, reference="live")
+    assert set((files/".cache").iterdir()) == kept
+    metrics_of(files, "again", seed=7)
+    assert len(set((files/".cache").iterdir()) - kept) == 1
+    with pytest.raises(UserError, match="train.reference: expected one of cached, live, found 'none'"):
+        replace(BASE, reference="none")
+
+
+def test_the_watched_pairs_are_computed_twice(files, data):
+    "margins.jsonl holds two independent computations of the reference's log-probabilities, the second token by token"
+    first = read_jsonl(files/"base"/"margins.jsonl")[0]
+    watched = [data.rows[i] for i in range(0, 44, 44 // 32)[:8]]
+    want = torch.tensor([[by_definition(MINI, prompt, r) for r in sides] for prompt, *sides in watched])
+    assert first["tokens"] == [[len(r) for r in sides] for _, *sides in watched]
+    for name in ("logps", "token_by_token"):
+        assert torch.allclose(torch.tensor(first[name])[:8], want.float(), atol=1e-3), name
+
+
+def test_a_run_that_explodes_leaves_no_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="lower train.lr"):
+        train(POLICY, replace(BASE, pairs=str(DATA/"pairs.jsonl"), lr=1e30), tmp_path/"run")
+    assert not (tmp_path/"run"/"dpo.pt").exists()
+
+
+def test_a_trained_checkpoint_is_in_the_form_of_the_original_and_loads(files):
+    ckpt = torch.load(files/"base"/"dpo.pt", weights_only=True)
+    assert set(ckpt) == {"model", "config"}
+    assert load_checkpoint(files/"base"/"dpo.pt").cfg == MINI.cfg
