@@ -1,20 +1,29 @@
 "Mining: interrupted for real and started again, against an offline teacher served over HTTP and in process"
-import json, os, shutil, signal, subprocess, sys, time
+import json, shutil, signal, subprocess, sys, time
+
 import pytest
+
 from wikidpo.cli import main
-from wikidpo.files import read_jsonl, write_jsonl
+from wikidpo.core.config import UNIT
+from wikidpo.core.files import UserError, read_jsonl
+from wikidpo.core.pairs import make_pairs
 from wikidpo.miniwiki import DATA, prompts
-from wikidpo.pairs import MineConfig, make_pairs, merge, mine
-from wikidpo.sampling import UNIT, PolicyConfig
-from wikidpo.files import UserError
+from wikidpo.run.config import MineConfig, PolicyConfig
+from wikidpo.run.folder import write_jsonl
+from wikidpo.run.mine import merge, mine
 from wikidpo.teacher import OfflineTeacher, TeacherConfig, offline_app, serving
 
 POLICY = PolicyConfig(str(DATA/"model.safetensors"), str(DATA/"tokenizer.json"), device="cpu")
-N = UNIT + 40                                                     # a whole unit and a part of one
+N = UNIT + 40 # a whole unit and a part of one
+FILES = ("responses.jsonl", "samples.jsonl", "pairs.jsonl")
 
-def config(**kw): return MineConfig(**({"prompts": str(DATA/"prompts_mine.jsonl"), "n_prompts": N, "seed": 0, "max_new": 48, "batch": 256} | kw))
+def config(**options):
+    settings = {"prompts": str(DATA/"prompts_mine.jsonl"), "n_prompts": N, "seed": 0, "max_new": 48, "batch": 256}
+    return MineConfig(**(settings | options))
 
-def files(run): return {n: (run/n).read_bytes() for n in ("responses.jsonl", "samples.jsonl", "pairs.jsonl")}
+def files(run): return {name: (run/name).read_bytes() for name in FILES}
+
+def mine_summary(run): return json.loads((run/"summary.json").read_text())["mine"]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
@@ -23,47 +32,64 @@ def whole(tmp_path_factory):
     return run
 
 def test_files_are_complete_and_agree(whole):
-    samples, pairs, summary = read_jsonl(whole/"samples.jsonl"), read_jsonl(whole/"pairs.jsonl"), json.loads((whole/"summary.json").read_text())["mine"]
+    samples, pairs, summary = read_jsonl(whole/"samples.jsonl"), read_jsonl(whole/"pairs.jsonl"), mine_summary(whole)
     assert [(s["prompt_id"], s["k"]) for s in samples] == [(i, k) for i in range(N) for k in range(4)]
     assert [s["temperature"] for s in samples[:4]] == [.7, .9, 1.1, 1.3]
     assert [s["prompt"] for s in samples[::4]] == prompts("mine")[:N]
     teacher = OfflineTeacher(.5, .45, 0)
     assert all(s["score"] == teacher.score(s["prompt"], s["text"]) for s in samples[:200] if s["text"])
-    assert pairs == make_pairs(samples)[0] and len(pairs) == summary["pairs"] and summary["survival"] == len(pairs) / N
+    assert pairs == make_pairs(samples)[0]
+    assert len(pairs) == summary["pairs"] and summary["survival"] == len(pairs) / N
     assert all(p["score_chosen"] >= 6 and p["score_chosen"] - p["score_rejected"] >= 2 for p in pairs)
     assert .5 <= summary["survival"] <= .75
 
+def start_command(words):
+    "The command in a process that hears Ctrl-C: SIGINT is ignored where the tests run in a shell's background"
+    def hear(): signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([sys.executable, "-c", "from wikidpo.cli import main; main()", *words],
+                            stderr=subprocess.PIPE, text=True, preexec_fn=hear)
+
+def wait_for_lines(path, n, process):
+    while not (path.exists() and path.read_bytes().count(b"\n") > n):
+        time.sleep(.02)
+        assert process.poll() is None, process.stderr.read()
+
 def test_sigint_then_the_same_command_gives_the_same_bytes(whole, tmp_path):
     "The command is killed by a real Ctrl-C while requests are in flight to a slow server; nothing is asked twice"
-    asked, app = [], offline_app()
+    asked, app, run = [], offline_app(), tmp_path/"run"
     async def counting(scope, receive, send):
         if scope["type"] == "http" and scope["path"].endswith("completions"): asked.append(time.time())
         await app(scope, receive, send)
     with serving(counting) as url:
-        words = ["mine", "--out", str(tmp_path/"run"), "--n-prompts", str(N), "--max-new", "48", "--teacher.url", url]
-        p = subprocess.Popen([sys.executable, "-c", "from wikidpo.cli import main; main()", *words], stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # SIGINT is ignored where the tests run in a shell's background
-        samples = tmp_path/"run"/"samples.jsonl"
-        while not (samples.exists() and samples.read_bytes().count(b"\n") > 100): time.sleep(.02); assert p.poll() is None, p.stderr.read()
-        p.send_signal(signal.SIGINT)
-        err = p.communicate(timeout=60)[1]
-        assert p.returncode == 130 and "the same command goes on from here" in err and "Traceback" not in err
-        kept, before = samples.read_bytes(), len(asked)
+        words = ["mine", "--out", str(run), "--n-prompts", str(N), "--max-new", "48", "--teacher.url", url]
+        process = start_command(words)
+        wait_for_lines(run/"samples.jsonl", 100, process)
+        process.send_signal(signal.SIGINT)
+        err = process.communicate(timeout=60)[1]
+        assert process.returncode == 130
+        assert "the same command goes on from here" in err and "Traceback" not in err
+        kept, before = (run/"samples.jsonl").read_bytes(), len(asked)
         done = kept.count(b"\n")
-        assert 100 < done < 4 * N and done <= before <= done + 32 + 3            # what was in flight may be lost, no more (and the probes)
-        subprocess.run([sys.executable, "-c", "from wikidpo.cli import main; main()", *words], check=True, stderr=subprocess.PIPE)
-        assert len(asked) - before <= 4 * N - done + 2                          # the rest, and the two probes at the start
-    assert set(kept.split(b"\n")) - {b""} <= set(samples.read_bytes().split(b"\n"))
-    assert files(tmp_path/"run") == files(whole)
+        assert 100 < done < 4 * N
+        assert done <= before <= done + 32 + 3 # what was in flight may be lost, no more (and the probes)
+        again = start_command(words)
+        again.communicate()
+        assert again.returncode == 0
+        assert len(asked) - before <= 4 * N - done + 2 # the rest, and the two probes at the start
+    assert set(kept.split(b"\n")) - {b""} <= set((run/"samples.jsonl").read_bytes().split(b"\n"))
+    assert files(run) == files(whole)
 
 def test_a_unit_cut_in_the_middle_is_sampled_again(whole, tmp_path):
-    run = tmp_path/"run"; run.mkdir()
+    run = tmp_path/"run"
+    run.mkdir()
     (run/"config.yaml").write_text((whole/"config.yaml").read_text())
     (run/"responses.jsonl").write_bytes((whole/"responses.jsonl").read_bytes()[:-3000])
     mine(POLICY, TeacherConfig(), config(), run)
     assert files(run) == files(whole)
 
 def test_another_seed_is_another_run(whole, tmp_path):
-    with pytest.raises(UserError, match=r"holds another run \(mine.seed is 0 there, 1 here\)"): mine(POLICY, TeacherConfig(), config(seed=1), whole)
+    with pytest.raises(UserError, match=r"holds another run \(mine.seed is 0 there, 1 here\)"):
+        mine(POLICY, TeacherConfig(), config(seed=1), whole)
     mine(POLICY, TeacherConfig(), config(seed=1, n_prompts=20), tmp_path/"run")
     assert read_jsonl(tmp_path/"run"/"samples.jsonl")[:4] != read_jsonl(whole/"samples.jsonl")[:4]
 
@@ -77,7 +103,8 @@ def test_filters_are_a_view_over_the_samples(whole):
 
 def test_prompts_the_teacher_cannot_place_give_no_pairs(tmp_path):
     write_jsonl(tmp_path/"p.jsonl", [{"prompt": "Who are you?"}, {"prompt": "Write a poem."}])
-    with pytest.raises(UserError, match="no MiniWiki question"): mine(POLICY, TeacherConfig(), config(prompts=str(tmp_path/"p.jsonl")), tmp_path/"run")
+    with pytest.raises(UserError, match="no MiniWiki question"):
+        mine(POLICY, TeacherConfig(), config(prompts=str(tmp_path/"p.jsonl")), tmp_path/"run")
 
 
 # --- shards
@@ -95,20 +122,24 @@ def sharded(tmp_path_factory):
     return tmp
 
 def test_shards_merge_to_the_same_bytes(sharded, capsys):
-    command("merge", *(sharded/f"s{i}" for i in (2, 1)), "--out", sharded/"all")
-    assert files(sharded/"all") == files(sharded/"one") and len(read_jsonl(sharded/"all"/"pairs.jsonl")) > 100
-    assert (sharded/"all"/"config.yaml").read_bytes() == (sharded/"one"/"config.yaml").read_bytes()
-    one, all_ = (json.loads((sharded/n/"summary.json").read_text())["mine"] for n in ("one", "all"))
-    assert one | {"seconds": 0} == all_ | {"seconds": 0}
-    before = files(sharded/"all")
-    command("mine", "--out", sharded/"all", *SHORT)                              # it is the run folder that this command would write
-    assert "already done" in capsys.readouterr().out and files(sharded/"all") == before
+    one, merged = sharded/"one", sharded/"all"
+    command("merge", sharded/"s2", sharded/"s1", "--out", merged)
+    assert files(merged) == files(one) and len(read_jsonl(merged/"pairs.jsonl")) > 100
+    assert (merged/"config.yaml").read_bytes() == (one/"config.yaml").read_bytes()
+    assert mine_summary(one) | {"seconds": 0} == mine_summary(merged) | {"seconds": 0}
+    before = files(merged)
+    command("mine", "--out", merged, *SHORT) # it is the run folder that this command would write
+    assert "already done" in capsys.readouterr().out and files(merged) == before
 
 def test_a_shard_holds_its_units_alone(sharded):
-    assert [{r["prompt_id"] // UNIT for r in read_jsonl(sharded/f"s{i}"/"samples.jsonl")} for i in (1, 2)] == [{0}, {1, 2}]
+    shards = [read_jsonl(sharded/f"s{i}"/"samples.jsonl") for i in (1, 2)]
+    assert [{r["prompt_id"] // UNIT for r in rows} for rows in shards] == [{0}, {1, 2}]
 
 @pytest.mark.parametrize("names, says", [
-    (["s1"], "shard 2/2 is missing"), ([], "name the run folders"), (["s1", "s1"], "are both shard 1/2"), (["one", "s2"], "one: is no shard"),
+    (["s1"], "shard 2/2 is missing"),
+    ([], "name the run folders"),
+    (["s1", "s1"], "are both shard 1/2"),
+    (["one", "s2"], "one: is no shard"),
     (["s1", "none"], "none: holds no finished mining"),
 ])
 def test_merge_refuses(sharded, tmp_path, capsys, names, says):
@@ -117,26 +148,31 @@ def test_merge_refuses(sharded, tmp_path, capsys, names, says):
     assert e.value.code == 2 and says in err and "\n" not in err and not (tmp_path/"all").exists()
 
 def test_merge_refuses_other_and_damaged_shards(sharded, tmp_path):
-    s = [tmp_path/f"s{i}" for i in (1, 2)]
-    for p in s: shutil.copytree(sharded/p.name, p)
+    shards = [shutil.copytree(sharded/name, tmp_path/name) for name in ("s1", "s2")]
+    second = tmp_path/"s2"
     def fails(says):
-        with pytest.raises(UserError, match=says): merge(s, tmp_path/"all")
+        with pytest.raises(UserError, match=says): merge(shards, tmp_path/"all")
         assert not (tmp_path/"all").exists()
-    config = (s[1]/"config.yaml").read_text()
-    (s[1]/"config.yaml").write_text(config.replace("gap: 2", "gap: 3"))
+    config, samples = (second/"config.yaml").read_text(), (second/"samples.jsonl").read_bytes()
+    (second/"config.yaml").write_text(config.replace("gap: 2", "gap: 3"))
     fails("s2: is of another mining than .*s1 .mine.gap is 3 there, 2 here")
-    (s[1]/"config.yaml").write_text(config.replace("shard: 2/2", "shard: 2/3"))
+    (second/"config.yaml").write_text(config.replace("shard: 2/2", "shard: 2/3"))
     fails("mine.shard")
-    (s[1]/"config.yaml").write_text(config)
-    whole = (s[1]/"samples.jsonl").read_bytes()
-    (s[1]/"samples.jsonl").write_bytes(whole[:-3000])
+    (second/"config.yaml").write_text(config)
+    (second/"samples.jsonl").write_bytes(samples[:-3000])
     fails("samples.jsonl: the shards hold")
-    (s[1]/"samples.jsonl").write_bytes(whole)
-    (s[1]/"summary.json").unlink()
+    (second/"samples.jsonl").write_bytes(samples)
+    (second/"summary.json").unlink()
     fails("s2: holds no finished mining")
 
-@pytest.mark.parametrize("shard, says", [("0/2", "i from 1 to n"), ("3/2", "i from 1 to n"), ("1", "i from 1 to n"), ("a/b", "i from 1 to n"), ("1/0", "i from 1 to n"),
-                                         ("1/4", "600 prompts are 3 units of 256: use at most 3 shards")])
+@pytest.mark.parametrize("shard, says", [
+    ("0/2", "i from 1 to n"),
+    ("3/2", "i from 1 to n"),
+    ("1", "i from 1 to n"),
+    ("a/b", "i from 1 to n"),
+    ("1/0", "i from 1 to n"),
+    ("1/4", "600 prompts are 3 units of 256: use at most 3 shards"),
+])
 def test_a_shard_that_cannot_be(tmp_path, capsys, shard, says):
     with pytest.raises(SystemExit) as e: command("mine", "--out", tmp_path/"run", "--shard", shard, *SHORT)
     assert e.value.code == 2 and says in capsys.readouterr().err and not (tmp_path/"run").exists()

@@ -1,0 +1,77 @@
+"Configurations, profiles and files: refused before anything is computed, and without torch"
+import json, math, subprocess, sys
+from dataclasses import fields
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from wikidpo.core.config import LOSS_TYPES, TrainConfig, check_loss_options
+from wikidpo.core.files import UserError, read_jsonl
+from wikidpo.run import config
+from wikidpo.run.folder import JsonlWriter, update_json
+from wikidpo.run.profiles import claim, load_profile, section
+
+SECTIONS = {"policy": config.PolicyConfig, "mine": config.MineConfig, "train": config.RunTrainConfig,
+            "judge": config.EvaluateConfig}
+
+def test_configurations_and_profiles_bring_no_torch_along():
+    code = ("import sys, wikidpo.run.config, wikidpo.run.profiles, wikidpo.run.folder, wikidpo.core.config; "
+            "print({'torch', 'numpy', 'openai', 'transformers', 'wandb'} & set(sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+@pytest.mark.parametrize("profile", ["miniwiki", "wikigpt"])
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_section_of_a_shipped_profile_is_valid(profile, name):
+    values = load_profile(profile)[name]
+    cfg = section(SECTIONS[name], name, values)
+    for key, value in values.items():
+        found = getattr(cfg, key)
+        assert (list(found) if isinstance(found, tuple) else found) == value
+
+def complaint(check, *options):
+    "What a check says against these options, or None"
+    try: check(*options)
+    except UserError as e: return str(e)
+
+def test_loss_options_are_refused_as_the_loss_refuses_them():
+    "The plain checks say yes and no where `preference_loss` does, in the same words"
+    import torch
+    from wikidpo.loss import preference_loss
+    def loss(*options): preference_loss(torch.zeros(1), *options)
+    for options in product((0, -1, math.inf, math.nan, .1), (*LOSS_TYPES, "sft"), (-.1, 0, .1, .5)):
+        assert complaint(check_loss_options, *options) == complaint(loss, *options), options
+    assert complaint(check_loss_options) is None
+
+def test_a_run_trains_with_all_that_the_loop_needs():
+    loop, run = ({f.name for f in fields(cls)} for cls in (TrainConfig, config.RunTrainConfig))
+    assert loop < run
+    assert run - loop == {"pairs", "reference", "save_every", "watch", "shard", "precision", "wandb", "project"}
+
+def test_a_folder_is_claimed_once(tmp_path, capsys):
+    out = tmp_path/"run"
+    assert claim(out, "mine", {"seed": 0, "temps": (.7, 1.3)}) is None
+    assert claim(out, "train", {"beta": .1}) is None
+    update_json(out/"summary.json", mine={"pairs": 3})
+    assert claim(out, "mine", {"seed": 0, "temps": [.7, 1.3]}) == {"pairs": 3}
+    assert "mine: already done" in capsys.readouterr().out
+    with pytest.raises(UserError, match="train.beta is 0.1 there, 0.5 here"): claim(out, "train", {"beta": .5})
+    (tmp_path/"notes.txt").touch()
+    with pytest.raises(UserError, match="is no run folder"): claim(tmp_path, "mine", {})
+
+def test_a_torn_line_is_cut_off_and_the_rest_kept(tmp_path):
+    path = tmp_path/"rows.jsonl"
+    rows = [{"text": "a\u2028b"}, {"text": "é"}]
+    with JsonlWriter(path) as f: f.write(rows)
+    whole = path.read_bytes()
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        with JsonlWriter(path) as f: f.write({"text": "new"})
+        assert read_jsonl(path) == rows[:whole[:cut].count(b"\n")] + [{"text": "new"}]
+
+def test_the_old_summary_stands_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path/"summary.json"
+    update_json(path, mine={"pairs": 3})
+    with pytest.raises(TypeError): update_json(path, train={Path})
+    assert json.loads(path.read_text()) == {"mine": {"pairs": 3}} and list(tmp_path.iterdir()) == [path]
