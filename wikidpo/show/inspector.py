@@ -36,7 +36,7 @@ def _number_column(pairs, name)->np.ndarray:
     except (TypeError, ValueError): raise UserError(f"{name}: a value is not a number") from None
 
 def columns(pairs)->dict:
-    "{name: one float a pair, NaN where unknown} to filter and sort by; raises `UserError` for a value that is no number"
+    "What to filter and sort by: {name: one float a pair, NaN where unknown}; raises `UserError` for what is no number"
     cols = {name: _number_column(pairs, name) for name in PAIR_FIELDS if name.startswith(("score", "temp"))}
     chosen, rejected = [p["chosen"] for p in pairs], [p["rejected"] for p in pairs]
     chars = np.array([len(text) for text in chosen], float)
