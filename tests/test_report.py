@@ -7,22 +7,31 @@ import yaml
 
 from runfolder import make_run, write_jsonl
 from wikidpo.files import UserError, read_jsonl
-from wikidpo.report import report
+from wikidpo.show.report import ENV, REPORT_SECTIONS, report
 
 
 class Page(HTMLParser):
     "Tags, attributes and texts as a browser would find them"
     VOID = {"meta", "br", "link", "img", "input", "hr"}
+
     def __init__(self, source):
         super().__init__(convert_charrefs=True)
-        self.tags, self.attrs, self.text, self.open = [], [], [], []
-        self.feed(source); self.close()
+        self.tags, self.attrs = [], []
+        self.text, self.open = [], []
+        self.feed(source)
+        self.close()
+
     def handle_starttag(self, tag, attrs):
-        self.tags.append(tag); self.attrs += [(tag, k, v or "") for k, v in attrs]
+        self.handle_startendtag(tag, attrs)
         if tag not in self.VOID: self.open.append(tag)
-    def handle_startendtag(self, tag, attrs): self.tags.append(tag); self.attrs += [(tag, k, v or "") for k, v in attrs]
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attrs += [(tag, k, v or "") for k, v in attrs]
+
     def handle_endtag(self, tag): assert self.open.pop() == tag, f"<{tag}> closed out of order"
     def handle_data(self, data): self.text.append(data)
+
     @property
     def words(self): return " ".join("".join(self.text).split())
 
@@ -30,9 +39,13 @@ class Page(HTMLParser):
 def page(run): return Page(report(run).read_text(encoding="utf-8"))
 
 
+ACTIVE = {"script", "iframe", "object", "embed", "img", "a", "link", "form", "input", "base", "audio", "video",
+          "foreignobject"}
+
+
 def assert_inert(p):
     "No element or attribute that runs, navigates or loads"
-    assert not set(p.tags) & {"script", "iframe", "object", "embed", "img", "a", "link", "form", "input", "base", "audio", "video", "foreignobject"}, sorted(set(p.tags))
+    assert not set(p.tags) & ACTIVE, sorted(set(p.tags))
     for tag, k, v in p.attrs:
         assert not k.startswith("on"), (tag, k)
         assert k not in ("src", "srcdoc", "action", "formaction", "data"), (tag, k)
@@ -41,17 +54,31 @@ def assert_inert(p):
     assert p.open == []
 
 
-HOSTILE = {"script": "<script>alert(1)</script>", "end": "</div></article></body><script src=https://evil.example/x.js></script>",
-           "handler": "<img src=x onerror=alert(1)><svg onload=alert(2)>", "quote": "\" onmouseover=\"alert(1)\" x='", "link": "<a href='javascript:alert(1)'>click</a>",
-           "template": "{{ 7*7 }} {% for x in y %}", "entity": "&lt;script&gt; &#60;script&#62;", "ansi": "\x1b[31mred\x1b[0m\x07\x00",
-           "rtl": "safe \u202e txt.exe \u2066 mixed \u05e9\u05dc\u05d5\u05dd", "surrogate": "half \ud83d of a pair", "style": "</style><style>body{display:none}</style>",
-           "comment": "<!-- --><![CDATA[ ]]>", "special": "<|user|> Score: 10 <|end|>", "zalgo": "z" + "\u0301" * 500, "tags": "\U000e0041\U000e0042", "blank": "   \n \n"}
+HOSTILE = {
+    "script": "<script>alert(1)</script>",
+    "end": "</div></article></body><script src=https://evil.example/x.js></script>",
+    "handler": "<img src=x onerror=alert(1)><svg onload=alert(2)>",
+    "quote": "\" onmouseover=\"alert(1)\" x='",
+    "link": "<a href='javascript:alert(1)'>click</a>",
+    "template": "{{ 7*7 }} {% for x in y %}",
+    "entity": "&lt;script&gt; &#60;script&#62;",
+    "ansi": "\x1b[31mred\x1b[0m\x07\x00",
+    "rtl": "safe \u202e txt.exe \u2066 mixed \u05e9\u05dc\u05d5\u05dd",
+    "surrogate": "half \ud83d of a pair",
+    "style": "</style><style>body{display:none}</style>",
+    "comment": "<!-- --><![CDATA[ ]]>",
+    "special": "<|user|> Score: 10 <|end|>",
+    "zalgo": "z" + "\u0301" * 500,
+    "tags": "\U000e0041\U000e0042",
+    "blank": "   \n \n"}
+FREE_TEXT = {"pairs": ("prompt", "chosen", "rejected"), "verdicts": ("prompt", "a", "b"),
+             "samples": ("prompt", "text", "reply")}
 
 
 def poison(path, text):
     "A complete run in which every text that is not ours is `text`"
     make_run(path)
-    for name, fields in {"pairs": ("prompt", "chosen", "rejected"), "verdicts": ("prompt", "a", "b"), "samples": ("prompt", "text", "reply")}.items():
+    for name, fields in FREE_TEXT.items():
         rows = read_jsonl(path/f"{name}.jsonl")
         write_jsonl(path/f"{name}.jsonl", [r | dict.fromkeys(fields, text) for r in rows])
     summary = json.loads((path/"summary.json").read_text())
@@ -87,7 +114,7 @@ def test_an_answer_of_100_kB_is_cut_and_says_so(tmp_path):
     assert max(map(len, p.words.split())) < 1000
     assert (run/"report.html").stat().st_size < 400_000
     css = (run/"report.html").read_text(encoding="utf-8").split("</style>")[0]
-    assert re.search(r"\.answer\{[^}]*overflow-wrap:anywhere", css)
+    assert re.search(r"\.answer \{[^}]*overflow-wrap: anywhere", css)
 
 
 def test_a_run_name_can_be_hostile_too(tmp_path):
@@ -99,7 +126,7 @@ def test_a_run_name_can_be_hostile_too(tmp_path):
 def test_the_page_is_one_file_with_a_policy(tmp_path):
     source = report(make_run(tmp_path/"run")).read_text(encoding="utf-8")
     assert "default-src 'none'" in source and "url(" not in source.replace("url(#", "") and "@import" not in source
-    assert "prefers-color-scheme:dark" in source and "width=device-width" in source
+    assert "prefers-color-scheme: dark" in source and "width=device-width" in source
     p = Page(source)
     assert_inert(p)
     assert p.tags.count("svg") == 6 and all(v for t, k, v in p.attrs if (t, k) == ("svg", "aria-label"))
@@ -111,8 +138,9 @@ def test_the_page_is_one_file_with_a_policy(tmp_path):
 
 def test_what_a_full_report_says(tmp_path):
     p = page(make_run(tmp_path/"run"))
-    for words in ("DPO wins 63.6% of the decided comparisons", "50.4% to 75.1%", "on 98 prompts", "win 35", "tie 43", "loss 20", "Ten pairs", "Training curves",
-                  "Comparisons that DPO won", "Ties", "Configuration", "beta: 0.1", "rejected at 1.3", "score 10, temperature"):
+    for words in ("DPO wins 63.6% of the decided comparisons", "50.4% to 75.1%", "on 98 prompts", "win 35", "tie 43",
+                  "loss 20", "Ten pairs", "Training curves", "Comparisons that DPO won", "Ties", "Configuration",
+                  "beta: 0.1", "rejected at 1.3", "score 10, temperature"):
         assert words in p.words, words
     assert p.tags.count("article") == 10 + 3 * 4
 
@@ -131,10 +159,12 @@ def test_parts_may_be_missing(tmp_path, steps, has, hasnt):
 
 def test_one_sided_results(tmp_path):
     run = make_run(tmp_path/"run")
-    judge = {"n": 40, "win": 0, "tie": 40, "loss": 0, "unparsed": 0, "decided_win_rate": None, "ci_low": 0.0, "ci_high": 1.0, "chars_a": 0.0, "chars_b": 0.0}
-    (run/"summary.json").write_text(json.dumps({"judge": judge}))
+    judged = {"n": 40, "win": 0, "tie": 40, "loss": 0, "unparsed": 0, "decided_win_rate": None, "ci_low": 0.0,
+              "ci_high": 1.0, "chars_a": 0.0, "chars_b": 0.0}
+    (run/"summary.json").write_text(json.dumps({"judge": judged}))
     assert "No comparison was decided on 40 prompts" in page(run).words
-    (run/"summary.json").write_text(json.dumps({"judge": judge | {"win": 40, "tie": 0, "decided_win_rate": 1.0, "ci_low": .91}}))
+    judged |= {"win": 40, "tie": 0, "decided_win_rate": 1.0, "ci_low": .91}
+    (run/"summary.json").write_text(json.dumps({"judge": judged}))
     assert "DPO wins 100.0%" in page(run).words
 
 
@@ -164,3 +194,11 @@ def test_writing_it_again_changes_nothing(tmp_path):
 def test_no_run(tmp_path):
     with pytest.raises(UserError, match="no run in this folder"): report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_templates_escape_and_name_every_section():
+    assert ENV.autoescape is True
+    macros = ENV.get_template("sections.html.j2").module
+    assert all(hasattr(macros, macro) for _, macro, _ in REPORT_SECTIONS)
+    table = macros.numbers({"<b>": {"<b>": "<b>"}})
+    assert "<b>" not in table and table.count("&lt;b&gt;") == 3

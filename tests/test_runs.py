@@ -1,4 +1,4 @@
-"Reading run folders: columns, missing and broken parts, and the figure"
+"Reading run folders: columns, missing and broken parts, the figure, and the doctor"
 import io, math
 
 import pytest, yaml
@@ -8,7 +8,9 @@ from matplotlib.figure import Figure
 from runfolder import make_run, metrics, write_jsonl
 from wikidpo.cli import main
 from wikidpo.files import UserError
-from wikidpo.runs import PANELS, curves, doctor, load_run, signs, trailing_mean
+from wikidpo.show.curves import PANELS, curves, trailing_mean
+from wikidpo.show.doctor import CHECKS, doctor, signs
+from wikidpo.show.run import load_run
 
 
 def test_a_whole_run(tmp_path):
@@ -29,7 +31,9 @@ def test_large_files_are_read_late(tmp_path):
 @pytest.mark.parametrize("steps", [(), ("mine",), ("train",), ("judge",)])
 def test_missing_parts_are_empty(tmp_path, steps):
     run = load_run(make_run(tmp_path/"run", steps))
-    assert bool(run.metrics) == ("train" in steps) and bool(run.pairs) == ("mine" in steps) and bool(run.verdicts) == ("judge" in steps)
+    assert bool(run.metrics) == ("train" in steps)
+    assert bool(run.pairs) == ("mine" in steps)
+    assert bool(run.verdicts) == ("judge" in steps)
 
 
 def test_a_column_that_begins_late_keeps_its_place(tmp_path):
@@ -38,8 +42,11 @@ def test_a_column_that_begins_late_keeps_its_place(tmp_path):
     assert math.isnan(m["extra"][0]) and m["extra"][1] == 5
 
 
-@pytest.mark.parametrize("name, text, says", [("config.yaml", "a: [1", "config.yaml: cannot be read"), ("config.yaml", "- 1\n- 2", "config.yaml: expected names"),
-                                              ("summary.json", '{"mine": ', "summary.json: cannot be read"), ("metrics.jsonl", '{"step": 1}\n{"st', "metrics.jsonl:2")])
+@pytest.mark.parametrize("name, text, says", [
+    ("config.yaml", "a: [1", "config.yaml: cannot be read"),
+    ("config.yaml", "- 1\n- 2", "config.yaml: expected names"),
+    ("summary.json", '{"mine": ', "summary.json: cannot be read"),
+    ("metrics.jsonl", '{"step": 1}\n{"st', "metrics.jsonl:2")])
 def test_broken_files_are_named(tmp_path, name, text, says):
     make_run(tmp_path/"run")
     (tmp_path/"run"/name).write_text(text)
@@ -92,6 +99,10 @@ def test_two_runs_are_told_apart_by_name(tmp_path):
     curves(a, b).savefig(io.StringIO(), format="svg")
 
 
+CHOSEN, MARGIN, ACCURACY = "reward/chosen", "reward/margin", "reward/accuracy"
+BY_TOKEN, TOKENS = [[-8., -20.], [-3., -9.]], [[10, 40], [5, 20]]
+
+
 def sick(path, change=lambda rows: None, watched=None, **train):
     "A run folder with some numbers changed; `watched`: the lines of margins.jsonl"
     make_run(path, ("train",))
@@ -102,51 +113,87 @@ def sick(path, change=lambda rows: None, watched=None, **train):
     if watched: write_jsonl(path/"margins.jsonl", watched)
     return path
 
+
 def scale(**by):
+    "A change: columns times a factor"
+    return each(lambda r: {name: r[name] * factor for name, factor in by.items()})
+
+
+def put(at, **values):
+    "A change: numbers of one step"
+    return lambda rows: rows[at].update(values)
+
+
+def each(new, begin=0):
+    "A change: new(row) -> numbers of every step from `begin` on"
     def change(rows):
-        for r in rows: r.update({k: r[k] * f for k, f in by.items()})
+        for r in rows[begin:]: r.update(new(r))
     return change
 
-def put(at, **values): return lambda rows: rows[at].update(values)
-BY_TOKEN, TOKENS = [[-8., -20.], [-3., -9.]], [[10, 40], [5, 20]]
-def watching(logps, z=2.): return [{"step": 0, "z": [0., 0.], "logps": logps, "token_by_token": BY_TOKEN, "tokens": TOKENS}, {"step": 120, "z": [z, z]}]
-R = {k: f"reward/{k}" for k in ("chosen", "rejected", "margin", "accuracy")}
+
+def watching(logps, z=2.):
+    "The lines of margins.jsonl of two pairs: before the first step, and at the end"
+    return [{"step": 0, "z": [0., 0.], "logps": logps, "token_by_token": BY_TOKEN, "tokens": TOKENS},
+            {"step": 120, "z": [z, z]}]
+
 
 def test_the_doctor_finds_health(tmp_path):
     for path in (sick(tmp_path/"bare"), sick(tmp_path/"watched", watched=watching(BY_TOKEN))):
         text, cause = doctor(path)
         assert cause == "" and "FAILS" not in text and text.endswith("healthy, as far as this folder says")
-    assert [s.holds for s in signs(load_run(tmp_path/"bare"))].count(None) == 1                        # without margins.jsonl one sign cannot be told
+    # without margins.jsonl one sign cannot be told
+    assert [s.holds for s in signs(load_run(tmp_path/"bare"))].count(None) == 1
     assert all(s.holds for s in signs(load_run(tmp_path/"watched")))
+    assert len(signs(load_run(tmp_path/"watched"))) == len(CHECKS)
+
+
+MEANS = [[total / n for total, n in zip(pair, tokens)] for pair, tokens in zip(BY_TOKEN, TOKENS)]
+HARDLY_MOVED = each(lambda r: {"loss": math.log(2) - .001 * r["step"] / 120, MARGIN: r[MARGIN] / 200, CHOSEN: 0.})
+NOTHING_LEARNT = each(lambda r: {"loss": math.log(2), MARGIN: 1e-5 * r["step"] * (r["step"] > 1)})
+GROWING_NORM = each(lambda r: {"grad_norm": r["grad_norm"] * (1 + r["step"] / 40)})
+TOO_EASY = each(lambda r: {"loss": .01}, begin=10)
+NOISE = each(lambda r: {"loss": .70 if r["step"] > 1 else math.log(2), ACCURACY: .5})
+
+
+def backwards(rows):
+    for r in rows:
+        growing = 1 + r["step"] / 99 if r["step"] > 1 else 1
+        r.update({"loss": math.log(2) * growing, MARGIN: -r[MARGIN], ACCURACY: .1})
+
 
 @pytest.mark.parametrize("words, how", [
     ("not the policy's start", dict(change=put(0, loss=.69320))),
-    ("not the policy's start", dict(change=put(0, **{R["margin"]: 1e-7}))),
-    ("a mean over the tokens", dict(watched=watching([[a / n for a, n in zip(*x)] for x in zip(BY_TOKEN, TOKENS)]))),
+    ("not the policy's start", dict(change=put(0, **{MARGIN: 1e-7}))),
+    ("a mean over the tokens", dict(watched=watching(MEANS))),
     ("other tokens count", dict(watched=watching([[-22., -35.], [-17., -24.]]))),
-    ("other tokens count", dict(watched=watching([[-7.7, -20.], [-3., -9.]]), precision="fp32")),         # as if one <|end|> were left out
-    ("trains along", dict(change=scale(**{R["margin"]: 0.}))),
-    ("trains along", dict(change=scale(**{R["margin"]: .02}), watched=watching(BY_TOKEN, 40.))),
-    ("learning rate is too high", dict(change=scale(**{R["chosen"]: 20.}))),
-    ("beta is too low", dict(change=scale(**{R["chosen"]: 5.}), beta=.02)),
-    ("beta is too low: the policy has moved", dict(change=lambda rows: [r.update({"loss": math.log(2) - .001 * r["step"] / 120, R["margin"]: r[R["margin"]] / 200, R["chosen"]: 0.}) for r in rows], beta=.002)),
-    ("learning rate is too low", dict(change=lambda rows: [r.update({"loss": math.log(2), R["margin"]: 1e-5 * r["step"] * (r["step"] > 1)}) for r in rows])),
-    ("learning rate is too high", dict(change=lambda rows: [r.update(grad_norm=r["grad_norm"] * (1 + r["step"] / 40)) for r in rows])),
-    ("known by heart", dict(change=lambda rows: [r.update(loss=.01) for r in rows[10:]], epochs=3)),
-    ("something trivial", dict(change=lambda rows: [r.update(loss=.01) for r in rows[10:]])),
-    ("wrong way round", dict(change=lambda rows: [r.update({"loss": math.log(2) * (1 + r["step"] / 99) if r["step"] > 1 else math.log(2), R["margin"]: -r[R["margin"]], R["accuracy"]: .1}) for r in rows])),
-    ("pairs are noise", dict(change=lambda rows: [r.update({"loss": .70 if r["step"] > 1 else math.log(2), R["accuracy"]: .5}) for r in rows])),
-    ("something trivial", dict(change=lambda rows: [r.update({R["accuracy"]: 1.}) for r in rows])),
+    # as if one <|end|> were left out
+    ("other tokens count", dict(watched=watching([[-7.7, -20.], [-3., -9.]]), precision="fp32")),
+    ("trains along", dict(change=scale(**{MARGIN: 0.}))),
+    ("trains along", dict(change=scale(**{MARGIN: .02}), watched=watching(BY_TOKEN, 40.))),
+    ("learning rate is too high", dict(change=scale(**{CHOSEN: 20.}))),
+    ("beta is too low", dict(change=scale(**{CHOSEN: 5.}), beta=.02)),
+    ("beta is too low: the policy has moved", dict(change=HARDLY_MOVED, beta=.002)),
+    ("learning rate is too low", dict(change=NOTHING_LEARNT)),
+    ("learning rate is too high", dict(change=GROWING_NORM)),
+    ("known by heart", dict(change=TOO_EASY, epochs=3)),
+    ("something trivial", dict(change=TOO_EASY)),
+    ("wrong way round", dict(change=backwards)),
+    ("pairs are noise", dict(change=NOISE)),
+    ("something trivial", dict(change=each(lambda r: {ACCURACY: 1.}))),
 ])
 def test_the_doctor_names_the_illness(tmp_path, words, how):
     text, cause = doctor(sick(tmp_path/"run", **how))
     assert words in cause and "FAILS" in text, text
 
-@pytest.mark.parametrize("kind, first", [("ipo", 25.), ("hinge", 1.)])
-def test_the_first_loss_of_other_losses(tmp_path, kind, first):
+
+@pytest.mark.parametrize("loss_type, first", [("ipo", 25.), ("hinge", 1.)])
+def test_the_first_loss_of_other_losses(tmp_path, loss_type, first):
     "ln 2 is that of DPO; two equal models have another one under IPO and hinge"
-    good = sick(tmp_path/"good", change=lambda rows: [r.update(loss=first * r["loss"] / math.log(2)) for r in rows], loss=kind)
-    assert signs(load_run(good))[0].holds and not signs(load_run(sick(tmp_path/"bad", loss=kind)))[0].holds
+    rescaled = each(lambda r: {"loss": first * r["loss"] / math.log(2)})
+    good = sick(tmp_path/"good", change=rescaled, loss_type=loss_type)
+    bad = sick(tmp_path/"bad", loss_type=loss_type)
+    assert signs(load_run(good))[0].holds and not signs(load_run(bad))[0].holds
+
 
 def test_the_doctor_says_when_it_is_too_early_or_nothing_is_there(tmp_path):
     path = sick(tmp_path/"run", change=lambda rows: rows.__delitem__(slice(3, None)))
@@ -154,12 +201,17 @@ def test_the_doctor_says_when_it_is_too_early_or_nothing_is_there(tmp_path):
     with pytest.raises(UserError, match="no metrics.jsonl yet"): doctor(make_run(tmp_path/"mined", ("mine",)))
     write_jsonl(path/"metrics.jsonl", [{"step": 1, "loss": .69}])
     with pytest.raises(UserError, match="'reward/margin' is missing or not a number"): doctor(path)
-    assert doctor(sick(tmp_path/"still", change=scale(**{R["margin"]: 0.}), watched=watching(BY_TOKEN, 0.)))[0].count("ok     the reference stands still") == 1   # nothing moved: no proof
-    (tmp_path/"still"/"config.yaml").write_text("train:\n"); doctor(tmp_path/"still")
+    # nothing moved: no proof
+    still = sick(tmp_path/"still", change=scale(**{MARGIN: 0.}), watched=watching(BY_TOKEN, 0.))
+    assert doctor(still)[0].count("ok     the reference stands still") == 1
+    (still/"config.yaml").write_text("train:\n")
+    doctor(still)
+
 
 def test_the_command(tmp_path, capsys):
     main(["doctor", str(sick(tmp_path/"well"))])
     assert "ok     the first loss" in capsys.readouterr().out
     with pytest.raises(SystemExit) as e: main(["doctor", str(sick(tmp_path/"ill", change=put(0, loss=.7)))])
-    said = capsys.readouterr()
-    assert e.value.code == 2 and said.err.startswith("error: ") and "is sick: the reference is not the policy's start" in said.err and "FAILS" in said.out
+    printed = capsys.readouterr()
+    assert e.value.code == 2 and printed.err.startswith("error: ")
+    assert "is sick: the reference is not the policy's start" in printed.err and "FAILS" in printed.out

@@ -1,5 +1,6 @@
 "The widgets without a browser: formulas against reference values, handlers by setting what a browser would set"
 import json, math
+from itertools import product
 
 import mpmath
 import numpy as np
@@ -7,48 +8,64 @@ import pytest
 import torch
 from matplotlib import pyplot
 
-from runfolder import make_run, pairs, samples, verdicts, write_jsonl
+from runfolder import make_run, verdicts, write_jsonl
 from wikidpo.files import UserError, read_jsonl
 from wikidpo.loss import preference_loss
 from wikidpo.pairs import make_pairs
-from wikidpo.runs import load_run
-from wikidpo.widgets import LIVE, ORDERS, BetaSlider, BlindVote, PairInspector, RunPlayer, columns, differing, kappa, select, weight
+from wikidpo.show.beta import BetaSlider, pull
+from wikidpo.show.inspector import ORDERS, PairInspector, columns, differing, select
+from wikidpo.show.player import RunPlayer
+from wikidpo.show.run import load_run
+from wikidpo.show.vote import BlindVote, kappa
+from wikidpo.show.widgets import LIVE
+
+SETTINGS = [("dpo", 0.), ("dpo", .1), ("dpo", .49), ("ipo", 0.), ("hinge", 0.)] # loss_type, label_smoothing
+BETAS, MARGINS = (.01, .1, .5, 1.), (-700., -29.4, -3., 0., .7, 4., 31.5, 650.)
+
+
+def exact_loss_and_slope(loss_type, z, b, e):
+    "With as many digits as mpmath is set to"
+    if loss_type == "ipo": return (z - 1 / (2 * b)) ** 2, 2 * (z - 1 / (2 * b))
+    if loss_type == "hinge": return max(mpmath.mpf(0), 1 - b * z), -b if b * z < 1 else mpmath.mpf(0)
+    loss = (1 - e) * mpmath.log1p(mpmath.exp(-b * z)) + e * mpmath.log1p(mpmath.exp(b * z))
+    return loss, -b * ((1 - e) / (1 + mpmath.exp(b * z)) - e / (1 + mpmath.exp(-b * z)))
 
 
 def reference():
-    "(kind, z, beta, smoothing, loss, slope, weight) with 40 digits from mpmath, which knows neither torch nor JavaScript"
+    "(loss_type, z, beta, smoothing, loss, slope, pull), 40 digits of mpmath, which knows neither torch nor JavaScript"
     mpmath.mp.dps, rows = 40, []
-    for kind, eps in (("dpo", 0.), ("dpo", .1), ("dpo", .49), ("ipo", 0.), ("hinge", 0.)):
-        for beta in (.01, .1, .5, 1.):
-            for z in (-700., -29.4, -3., 0., .7, 4., 31.5, 650.):
-                x, b, e = mpmath.mpf(z), mpmath.mpf(beta), mpmath.mpf(eps)
-                f = {"dpo": lambda x: (1 - e) * mpmath.log1p(mpmath.exp(-b * x)) + e * mpmath.log1p(mpmath.exp(b * x)),
-                     "ipo": lambda x: (x - 1 / (2 * b)) ** 2, "hinge": lambda x: max(mpmath.mpf(0), 1 - b * x)}[kind]
-                slope = {"dpo": -b * ((1 - e) / (1 + mpmath.exp(b * x)) - e / (1 + mpmath.exp(-b * x))), "ipo": 2 * (x - 1 / (2 * b)), "hinge": -b if b * x < 1 else mpmath.mpf(0)}[kind]
-                rows.append((kind, z, beta, eps, float(f(x)), float(slope), float(-slope * (b if kind == "ipo" else 1 / b))))
+    for (loss_type, eps), beta, z in product(SETTINGS, BETAS, MARGINS):
+        b = mpmath.mpf(beta)
+        loss, slope = exact_loss_and_slope(loss_type, mpmath.mpf(z), b, mpmath.mpf(eps))
+        share = -slope * (b if loss_type == "ipo" else 1 / b)
+        rows.append((loss_type, z, beta, eps, float(loss), float(slope), float(share)))
     return rows
 
 
 def test_formulas_in_python():
-    for kind, z, beta, eps, loss, slope, share in reference():
+    for loss_type, z, beta, eps, *want in reference():
         t = torch.tensor([z], dtype=torch.float64, requires_grad=True)
-        got = preference_loss(t, beta, kind, eps)
-        grad, = torch.autograd.grad(got.sum(), t)
-        assert [got.item(), grad.item(), weight(t, beta, kind, eps).item()] == pytest.approx([loss, slope, share], rel=1e-12, abs=1e-15), (kind, z, beta, eps)
+        loss = preference_loss(t, beta, loss_type, eps)
+        slope, = torch.autograd.grad(loss.sum(), t)
+        got = [loss.item(), slope.item(), pull(t, beta, loss_type, eps).item()]
+        assert got == pytest.approx(want, rel=1e-12, abs=1e-15), (loss_type, z, beta, eps)
 
 
-def browser(widget, **state): widget.set_state(state) # what a message from the browser does
+def browser(widget, **state):
+    "What a message from the browser does"
+    widget.set_state(state)
 
 
 def test_slider_takes_what_the_browser_sends_and_refuses_the_rest():
     w, heard = BetaSlider(torch.randn(1000) * 20), []
     w.observe(lambda change: heard.append(change.new), "beta")
-    browser(w, beta=.5, kind="dpo", smoothing=.2)
-    browser(w, beta=.5, kind="ipo", smoothing=0.)                     # both at once: no moment in which smoothing meets ipo
-    assert (w.beta, w.kind, w.smoothing, heard) == (.5, "ipo", 0., [.5])
+    browser(w, beta=.5, loss_type="dpo", label_smoothing=.2)
+    # both at once: no moment in which smoothing meets ipo
+    browser(w, beta=.5, loss_type="ipo", label_smoothing=0.)
+    assert (w.beta, w.loss_type, w.label_smoothing, heard) == (.5, "ipo", 0., [.5])
     with pytest.raises(UserError, match="beta is -1.0"): w.beta = -1.
-    with pytest.raises(UserError, match="no effect"): w.smoothing = .1
-    assert (w.beta, w.smoothing) == (.5, 0.)
+    with pytest.raises(UserError, match="no effect"): w.label_smoothing = .1
+    assert (w.beta, w.label_smoothing) == (.5, 0.)
     assert np.array_equal(np.frombuffer(w.margins, np.float32), w.z.numpy())
     with pytest.raises(UserError, match="finite"): BetaSlider([1., math.nan])
 
@@ -63,13 +80,12 @@ def run(tmp_path):
 def test_inspector_reads_pairs_and_samples_alike(run):
     w = PairInspector(run.path/"samples.jsonl")
     assert (w.total, w.unit, w.limits) == (60, "prompts", {"gap": [2, None], "score_chosen": [6, None]})
-    for gap in range(6):
-        for best in range(11):
-            browser(w, limits={"gap": [gap, None], "score_chosen": [best, None]})
-            want, counts = make_pairs(run.samples, gap, best)
-            assert [w.pairs[i] for i in w.selection] == want
-            assert w.view["kept"] == counts["pairs"] and w.view["total"] == counts["prompts"]
-            assert sum(map(sum, w.view["counts"])) == len(want) and not w.error
+    for gap, best in product(range(6), range(11)):
+        browser(w, limits={"gap": [gap, None], "score_chosen": [best, None]})
+        want, counts = make_pairs(run.samples, gap, best)
+        assert [w.pairs[i] for i in w.selection] == want
+        assert w.view["kept"] == counts["pairs"] and w.view["total"] == counts["prompts"]
+        assert sum(map(sum, w.view["counts"])) == len(want) and not w.error
     w = PairInspector(run.path/"pairs.jsonl")
     assert (w.total, w.unit, len(w.selection)) == (len(run.pairs), "pairs", len(run.pairs))
 
@@ -89,12 +105,12 @@ def test_inspector_handlers(run):
     assert w.error == "KeyError: 'colour'"
     browser(w, limits={})
     assert w.error == "" and len(w.selection) == len(run.pairs)
-    json.dumps([w.view, w.pair], allow_nan=False)                     # what goes to the browser is JSON
+    json.dumps([w.view, w.pair], allow_nan=False) # what goes to the browser is JSON
 
 
 def test_inspector_exports_what_is_selected(run, tmp_path):
     w = PairInspector(run.path/"samples.jsonl", order="both bad")
-    w._handle_custom_msg({"export": True}, [])                        # the button
+    w._handle_custom_msg({"export": True}, []) # the button
     assert read_jsonl(run.path/"pairs.inspected.jsonl") == make_pairs(run.samples, 2, 6)[0]
     assert w.saved == f"{len(w.selection)} pairs written to pairs.inspected.jsonl"
     w = PairInspector(run.pairs)
@@ -106,13 +122,17 @@ def test_inspector_exports_what_is_selected(run, tmp_path):
 
 
 def test_suspicious_pairs_come_first():
-    rows = [{"prompt": "p", "chosen": c, "rejected": r, "score_chosen": s, "score_rejected": 1} for c, r, s in
-            [("a b c d e f", "g h i j k l", 7), ("", "m", 10), ("n", "o " * 50, 8), ("same words", "Same  words", 9), ("both", "bad!", 2)]]
+    texts = [("a b c d e f", "g h i j k l", 7), ("", "m", 10), ("n", "o " * 50, 8), ("same words", "Same  words", 9),
+             ("both", "bad!", 2)]
+    rows = [{"prompt": "p", "chosen": chosen, "rejected": rejected, "score_chosen": score, "score_rejected": 1}
+            for chosen, rejected, score in texts]
     first = {order: select(columns(rows), [""] * 5, order=order)[0] for order in ORDERS}
-    assert first == {"as mined": 0, "high score, very short": 1, "longer, but worse": 2, "nearly the same text": 3, "both bad": 4}
+    assert first == {"as mined": 0, "high score, very short": 1, "longer, but worse": 2, "nearly the same text": 3,
+                     "both bad": 4}
 
 
-@pytest.mark.parametrize("a, b", [("", ""), ("one", ""), ("a  b\n c", "a b\nc"), ("<b>x</b> y", "<b>x</b> z"), ("x" * 100_000, "y"), ("w " * 50_000, "w"), ("\u202eabc\x1b[1m", "abc")])
+@pytest.mark.parametrize("a, b", [("", ""), ("one", ""), ("a  b\n c", "a b\nc"), ("<b>x</b> y", "<b>x</b> z"),
+                                  ("x" * 100_000, "y"), ("w " * 50_000, "w"), ("\u202eabc\x1b[1m", "abc")])
 def test_marking_loses_no_character(a, b):
     left, right = differing(a, b)
     assert "".join(t for t, _ in left) == a and "".join(t for t, _ in right) == b
@@ -128,7 +148,7 @@ def test_player_reads_a_run_folder(run):
     assert w.step == 77
     with pytest.raises(UserError, match="the run has steps 1 to 120"): w.step = 121
     (run.path/"margins.jsonl").unlink()
-    assert RunPlayer(load_run(run.path)).z.numel() == 0               # a run of an older version
+    assert RunPlayer(load_run(run.path)).z.numel() == 0 # a run of an older version
 
 
 def test_not_a_number_in_the_metrics_reaches_the_browser_as_missing(tmp_path):
@@ -146,12 +166,12 @@ def test_votes(tmp_path):
     assert set(w.rows) == {r["prompt_id"] for r in rows if r["result"]}
     shown = set()
     for i in range(12):
-        assert set(w.question) == {"number", "prompt", "first", "second"}   # no names, no verdicts
+        assert set(w.question) == {"number", "prompt", "first", "second"} # no names, no verdicts
         row = w.rows[w.current]
         assert {w.question["first"], w.question["second"]} == {row["a"], row["b"]}
         shown.add(w.question["first"] == row["a"])
-        w._handle_custom_msg({"vote": "first", "number": i}, [])
-        w._handle_custom_msg({"vote": "first", "number": i}, [])            # the same key twice, before the next question arrived
+        # the same key twice, before the next question arrived
+        for _ in range(2): w._handle_custom_msg({"vote": "first", "number": i}, [])
         assert len(w.votes) == i + 1 and ("kappa" in w.result) == (i >= 9)
     assert shown == {True, False}
     kept = read_jsonl(path)
@@ -166,22 +186,27 @@ def test_kappa_knows_its_extremes():
     assert kappa(np.diag([30, 20, 50]))[0] == 1 and kappa(np.full((3, 3), 10))[0] == pytest.approx(0)
     value, low, high = kappa([[20, 5, 3], [4, 15, 6], [2, 7, 30]])
     assert low < value < high < 1
-    wide, narrow = (np.diff(kappa(np.array([[4, 1, 1], [1, 3, 1], [0, 1, 6]]) * k)[1:])[0] for k in (1, 20))
+    table = np.array([[4, 1, 1], [1, 3, 1], [0, 1, 6]])
+    wide, narrow = (np.diff(kappa(table * k)[1:])[0] for k in (1, 20))
     assert narrow < wide / 3
 
 
-def test_every_widget_has_a_twin_and_no_figure_stays_behind(run, tmp_path, capsys):
-    made = [BetaSlider(torch.randn(100)), PairInspector(run.pairs), PairInspector([p | {"temp_chosen": None} for p in run.pairs]), RunPlayer(run), BlindVote(run.verdicts, tmp_path/"v.jsonl")]
+def test_every_widget_has_a_static_figure_and_none_stays_behind(run, tmp_path, capsys):
+    without_temperatures = [p | {"temp_chosen": None} for p in run.pairs]
+    made = [BetaSlider(torch.randn(100)), PairInspector(run.pairs), PairInspector(without_temperatures), RunPlayer(run),
+            BlindVote(run.verdicts, tmp_path/"v.jsonl")]
     for w in made:
-        w.twin().savefig(tmp_path/"twin.png")
-        assert (tmp_path/"twin.png").stat().st_size > 5000
-        w._ipython_display_()                                         # here, without a kernel: the twin only
+        w.static_figure().savefig(tmp_path/"figure.png")
+        assert (tmp_path/"figure.png").stat().st_size > 5000
+        w._ipython_display_() # here, without a kernel: the figure only
     assert capsys.readouterr().out.count(f"'text/plain': '{LIVE}'") == len(made)
     assert not pyplot.get_fignums()
 
 
 def test_margins_are_those_of_the_run(tmp_path):
-    "What `train` writes for the player: zeros first, the final policy's margins last; watching changes nothing, and a run that goes on writes no step twice"
+    """What `train` writes for the player: zeros first, the final policy's margins last.
+
+    Watching changes nothing, and a run that goes on writes no step twice"""
     from wikidpo.logprobs import PairDataset, collate, pair_logprob
     from wikidpo.loss import margin
     from wikidpo.miniwiki import DATA
@@ -191,16 +216,21 @@ def test_margins_are_those_of_the_run(tmp_path):
     write_jsonl(tmp_path/"pairs.jsonl", read_jsonl(DATA/"pairs.jsonl")[:50])
     profile = load_profile("miniwiki")
     policy = section(PolicyConfig, "policy", profile["policy"])
+    recipe = profile["train"] | {"pairs": str(tmp_path/"pairs.jsonl"), "wandb": "disabled", "batch_size": 4,
+                                 "grad_accum_steps": 1}
     for watch in (9, 0):
-        cfg = section(TrainConfig, "train", profile["train"] | {"pairs": str(tmp_path/"pairs.jsonl"), "wandb": "disabled", "batch_size": 4, "grad_accum_steps": 1, "watch": watch})
-        train(policy, cfg, tmp_path/f"run{watch}")
-    assert (tmp_path/"run9"/"dpo.pt").read_bytes() == (tmp_path/"run0"/"dpo.pt").read_bytes() and not (tmp_path/"run0"/"margins.jsonl").exists()
+        train(policy, section(TrainConfig, "train", recipe | {"watch": watch}), tmp_path/f"run{watch}")
+    assert (tmp_path/"run9"/"dpo.pt").read_bytes() == (tmp_path/"run0"/"dpo.pt").read_bytes()
+    assert not (tmp_path/"run0"/"margins.jsonl").exists()
     rows = read_jsonl(tmp_path/"run9"/"margins.jsonl")
     steps = [r["step"] for r in rows]
-    assert steps == sorted(set(steps)) and steps[0] == 0 and steps[-1] == 13 and len(steps) >= 12 and set(rows[0]["z"]) == {0.}
-    (after, tok), (ref, _) = open_policy(policy, tmp_path/"run9"/"dpo.pt"), open_policy(policy)
-    batch = collate([PairDataset(tmp_path/"pairs.jsonl", tok, 256)[i] for i in range(0, 45, 5)])
-    with torch.no_grad(): (pi_c, pi_r), (ref_c, ref_r) = pair_logprob(after, *batch), pair_logprob(ref, *batch)
-    assert rows[-1]["z"] == pytest.approx(margin(pi_c, pi_r, ref_c, ref_r).tolist(), abs=2e-3)
+    assert steps == sorted(set(steps)) and steps[0] == 0 and steps[-1] == 13 and len(steps) >= 12
+    assert set(rows[0]["z"]) == {0.}
+    after, tok = open_policy(policy, tmp_path/"run9"/"dpo.pt")
+    ref, _ = open_policy(policy)
+    dataset = PairDataset(tmp_path/"pairs.jsonl", tok, 256)
+    batch = collate([dataset[i] for i in range(0, 45, 5)])
+    with torch.no_grad(): policy_logps, ref_logps = pair_logprob(after, *batch), pair_logprob(ref, *batch)
+    assert rows[-1]["z"] == pytest.approx(margin(*policy_logps, *ref_logps).tolist(), abs=2e-3)
     player = RunPlayer(load_run(tmp_path/"run9"))
     assert player.z.shape == (len(rows), 9) and player.run["beta"] == .1

@@ -62,7 +62,7 @@ def style_axes(ax, title):
 
 # %% ../../nbs/show/curves.ipynb #2e1d6b87
 def _draw_column(ax, run, column, label, color, dash):
-    "One column of one run: the values faintly and their trailing mean strongly; the learning rate, which has no noise, once"
+    "One column of one run: values faintly, their trailing mean strongly; the learning rate, which has no noise, once"
     values = run.metrics.get(column, [])
     steps = run.metrics.get("step", range(1, len(values) + 1))[:len(values)]
     smooth = values if column == "lr" else trailing_mean(values, max(1, len(values)//10))

@@ -9,6 +9,7 @@ __all__ = ['RUN_FILES', 'Run', 'load_run']
 import json, math
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -53,8 +54,8 @@ def _parse(path, # a file that holds one object
 # %% ../../nbs/show/run.ipynb #1d0c5a75
 def _columns(rows)->dict:
     "{name: one value a row}, NaN where a row lacks it; the names in the order in which they first appear"
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name, math.nan) for row in rows] for name in names}
+    def column(name): return [row.get(name, math.nan) for row in rows]
+    return {name: column(name) for name in dict.fromkeys(chain.from_iterable(rows))}
 
 def load_run(path, # a folder that a `wikidpo` command wrote, complete or not
              )->Run:

@@ -3,39 +3,55 @@
 const COLUMNS = 3, [W, H] = [236, 128]; // panels in a row, their pitch in viewBox units
 
 function render({ model, el }) {
-  const root = mount(model, el, "Run player"), { steps, panels, beta, kind, smoothing, margin_steps: logged } = model.get("run");
+  const root = mount(model, el, "Run player"), run = model.get("run");
+  const { steps, panels, margin_steps: logged } = run;
+  const lossOf = z => loss(z, run.beta, run.loss_type, run.label_smoothing);
+  const pullOf = z => pull(z, run.beta, run.loss_type, run.label_smoothing);
   const z = floats(model.get("margins")), pairs = logged.length ? z.length / logged.length : 0;
-  const slider = h("input", { type: "range", min: 0, max: steps.length - 1, step: 1, "aria-label": "step", oninput: () => draw(+slider.value), onchange: () => send(model, { step: steps[slider.value] }) });
-  const button = h("button", { onclick: play }, "play"), stepOut = h("b", { "data-readout": "step" }), retiredOut = h("b", { "data-readout": "retired" });
+  const slider = h("input", { type: "range", min: 0, max: steps.length - 1, step: 1, "aria-label": "step",
+    oninput: () => draw(+slider.value), onchange: () => send(model, { step: steps[slider.value] }) });
+  const button = h("button", { onclick: play }, "play");
+  const [stepOut, retiredOut] = ["step", "retired"].map(name => h("b", { "data-readout": name }));
   let timer = null;
 
-  const rows = Math.ceil(panels.length / COLUMNS), curves = s("svg", { viewBox: `0 0 720 ${rows * H + 14}`, role: "img", "aria-label": "curves of the run" });
+  const rows = Math.ceil(panels.length / COLUMNS);
+  const curves = s("svg", { viewBox: `0 0 720 ${rows * H + 14}`, role: "img", "aria-label": "curves of the run" });
+  const valueOf = x => x !== null && x !== 0 && Math.abs(x) < .001 ? x.toExponential(1) : fixed(x ?? NaN, 3);
   const cursors = panels.map(({ title, lines, rule }, k) => {
-    const values = [...lines.flatMap(l => l.values), ...rule === null ? [] : [rule]].filter(Number.isFinite), x0 = (k % COLUMNS) * W + 44, y0 = Math.floor(k / COLUMNS) * H + 22;
+    const values = [...lines.flatMap(l => l.values), ...rule === null ? [] : [rule]].filter(Number.isFinite);
+    const x0 = (k % COLUMNS) * W + 44, y0 = Math.floor(k / COLUMNS) * H + 22;
     const area = plot([x0, y0, W - 56, H - 52], [steps[0], steps.at(-1)], padded(values), { title });
-    if (rule !== null) area.inner.append(s("path", { class: "rule", d: `M${x0} ${area.y(rule)}h${W - 56}`, "stroke-dasharray": "2 3" }));
-    lines.forEach(({ values }, i) => area.inner.append(s("path", { class: `line ${i ? "red dashed" : "blue"}`, d: path(steps.map(area.x), values.map(v => v === null ? NaN : area.y(v))) })));
+    if (rule !== null) {
+      area.inner.append(s("path", { class: "rule", d: `M${x0} ${area.y(rule)}h${W - 56}`, "stroke-dasharray": "2 3" }));
+    }
+    lines.forEach(({ values }, i) => {
+      const d = path(steps.map(area.x), values.map(v => v === null ? NaN : area.y(v)));
+      area.inner.append(s("path", { class: `line ${i ? "red dashed" : "blue"}`, d }));
+    });
     const cursor = s("path", { class: "cursor" }), now = s("text", { x: x0, y: y0 + H - 38, class: "note" });
     area.inner.append(cursor);
     curves.append(area.node, now);
     return i => {
       cursor.setAttribute("d", `M${area.x(steps[i])} ${y0}v${H - 52}`);
-      now.textContent = lines.map(l => `${l.label} ${l.values[i] !== null && Math.abs(l.values[i]) < .001 && l.values[i] !== 0 ? l.values[i].toExponential(1) : fixed(l.values[i] ?? NaN, 3)}`).join(", ");
+      now.textContent = lines.map(l => `${l.label} ${valueOf(l.values[i])}`).join(", ");
     };
   });
 
   const points = s("svg", { viewBox: "0 0 720 226", role: "img", "aria-label": "pairs on the loss curve" }), dots = [];
   let field;
   if (pairs) {
-    const reach = z.reduce(([lo, hi], v) => [Math.min(lo, v), Math.max(hi, v)], [-5, 5]), grid = Array.from({ length: 121 }, (_, i) => reach[0] + (reach[1] - reach[0]) * i / 120);
-    const losses = grid.map(v => loss(v, beta, kind, smoothing));
-    field = plot([48, 24, 660, 158], reach, padded(losses), { title: `${pairs} pairs on the loss; a retired one is drawn hollow`, xlabel: "margin z (nats)" });
+    const reach = z.reduce(([lo, hi], v) => [Math.min(lo, v), Math.max(hi, v)], [-5, 5]);
+    const grid = Array.from({ length: 121 }, (_, i) => reach[0] + (reach[1] - reach[0]) * i / 120), losses = grid.map(lossOf);
+    field = plot([48, 24, 660, 158], reach, padded(losses),
+      { title: `${pairs} pairs on the loss; a retired one is drawn hollow`, xlabel: "margin z (nats)" });
     field.inner.append(s("path", { class: "line blue", d: path(grid.map(field.x), losses.map(field.y)) }));
-    for (let i = 0; i < pairs; i++) { dots.push(s("circle", { class: "dot", r: 4 })); field.inner.append(dots[i]); }
+    for (let i = 0; i < pairs; i++) dots.push(s("circle", { class: "dot", r: 4 }));
+    field.inner.append(...dots);
     points.append(field.node);
   }
   const marginAt = (i, step) => { // on the straight line between the two logged steps around this one
-    const b = logged.findIndex(x => x >= step), hi = b < 0 ? logged.length - 1 : b, lo = Math.max(0, hi - 1), t = hi == lo ? 0 : Math.min(1, Math.max(0, (step - logged[lo]) / (logged[hi] - logged[lo])));
+    const after = logged.findIndex(x => x >= step), hi = after < 0 ? logged.length - 1 : after, lo = Math.max(0, hi - 1);
+    const t = hi == lo ? 0 : Math.min(1, Math.max(0, (step - logged[lo]) / (logged[hi] - logged[lo])));
     return z[lo * pairs + i] * (1 - t) + z[hi * pairs + i] * t;
   };
   function draw(i) {
@@ -43,9 +59,9 @@ function render({ model, el }) {
     cursors.forEach(move => move(i));
     let retired = 0;
     dots.forEach((dot, k) => {
-      const v = marginAt(k, steps[i]), out = Math.abs(weight(v, beta, kind, smoothing)) < RETIRED;
+      const v = marginAt(k, steps[i]), out = Math.abs(pullOf(v)) < RETIRED;
       dot.setAttribute("cx", field.x(v));
-      dot.setAttribute("cy", field.y(loss(v, beta, kind, smoothing)));
+      dot.setAttribute("cy", field.y(lossOf(v)));
       dot.classList.toggle("retired", out);
       retired += out;
     });
@@ -64,7 +80,10 @@ function render({ model, el }) {
     }, Math.max(30, 6000 / steps.length));
   }
   const read = () => draw(Math.max(0, steps.indexOf(model.get("step"))));
-  root.append(h("div", { class: "row" }, button, h("label", { class: "wide" }, "step ", slider), stepOut, h("span", {}, "retired pairs ", retiredOut)), curves, ...pairs ? [points] : []);
+  root.append(
+    h("div", { class: "row" }, button, h("label", { class: "wide" }, "step ", slider), stepOut,
+      h("span", {}, "retired pairs ", retiredOut)),
+    curves, ...pairs ? [points] : []);
   model.on("change:step", read);
   read();
   return stop;
