@@ -1,4 +1,5 @@
-"The exercises: each is whole, its checker lets the solution pass, knows every mistake by its name, and is polite to everything else."
+"""The exercises: each is whole, its checker lets the solution pass, knows every mistake by its name, and is polite
+to everything else."""
 import random
 from collections import Counter
 
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exercises as tool
-from wikidpo.exercises import EXERCISES, differs
+from wikidpo.world.exercises.all import EXERCISES
+from wikidpo.world.exercises.base import Exercise, Mistake, differs, prove, unwrap
 
 NAMES = sorted(EXERCISES)
 MISTAKES = [(name, says) for name in NAMES for says in EXERCISES[name].wrong()]
@@ -24,16 +26,16 @@ def test_solution_passes(name):
 @pytest.mark.parametrize("name, says", MISTAKES)
 def test_mistake_is_named(name, says):
     e = EXERCISES[name]
-    said = e.review(e.load(e.wrong()[says]))
-    assert says in said and said.startswith("not yet"), said
+    review = e.review(e.load(e.wrong()[says]))
+    assert says in review and review.startswith("not yet"), review
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stub_is_met_politely(name, capsys):
     e = EXERCISES[name]
     e(e.load(e.stub))
-    said = capsys.readouterr().out
-    assert said.startswith(f"{name}: not yet. Nothing comes back so far") and said.count("\n") == 1
+    review = capsys.readouterr().out
+    assert review.startswith(f"{name}: not yet. Nothing comes back so far") and review.count("\n") == 1
     assert e.solution.startswith(e.stub.removesuffix("    ... # your code")), "the stub is the solution's head"
     assert e.solution != e.stub
 
@@ -44,9 +46,10 @@ def test_exercise_is_whole(name):
     assert all(text.strip() for text in (e.title, e.task, e.hint, e.answer))
     assert "**Predict first" in e.task and 1 <= e.stars <= 3 and 5 <= e.minutes <= 30
     assert len(e.mistakes) >= 4 and len(e.wrong()) == len(e.mistakes)
-    for says, *change in e.mistakes:
-        assert says.endswith((".", "?", ")")), says
-        assert len(change) == 1 or change[0] in e.solution, f"nothing to replace for {says!r}"
+    for mistake in e.mistakes:
+        assert mistake.says.endswith((".", "?", ")")), mistake.says
+        assert bool(mistake.source) != bool(mistake.right), f"a piece or a source for {mistake.says!r}"
+        assert mistake.right in e.solution, f"nothing to replace for {mistake.says!r}"
 
 
 def test_counts():
@@ -81,8 +84,11 @@ class Garbage(random.Random):
         if kind == 2:
             return self.choice([None, "", "text", "A", True, float("nan"), float("inf"), object(), {}, b"x"])
         if kind < 6:
-            return torch.randn([self.randrange(4) for _ in range(self.randrange(3))], generator=torch.Generator().manual_seed(self.randrange(999)))
-        return [self.value(depth - 1) for _ in range(self.randrange(4))] if kind < 8 else {"margin": self.value(depth - 1)}
+            shape = [self.randrange(4) for _ in range(self.randrange(3))]
+            return torch.randn(shape, generator=torch.Generator().manual_seed(self.randrange(999)))
+        if kind < 8:
+            return [self.value(depth - 1) for _ in range(self.randrange(4))]
+        return {"margin": self.value(depth - 1)}
 
 
 @settings(deadline=None, derandomize=True)
@@ -90,8 +96,8 @@ class Garbage(random.Random):
 def test_garbage_is_never_right(seed):
     g = Garbage(seed)
     e = EXERCISES[g.choice(NAMES)]
-    said = e.review(lambda *args: g.value())
-    assert said.startswith("not yet") and said.count("\n") <= 2 and len(said) < 1500, said
+    review = e.review(lambda *args: g.value())
+    assert review.startswith("not yet") and review.count("\n") <= 2 and len(review) < 1500, review
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,16 +119,16 @@ def test_unforeseen_mistakes_get_a_useful_answer(name):
         return torch.nn.Linear(1, 1)
 
     right = e.load(e.solution)
-    said = e.review(lambda *args: shaken(right(*args)))
-    assert said.startswith("not yet: right in 0 of ") and "Case 1: " in said and "should give" in said, said
-    assert not any(says in said for says in e.wrong()), said
+    review = e.review(lambda *args: shaken(right(*args)))
+    assert review.startswith("not yet: right in 0 of ") and "Case 1: " in review and "should give" in review, review
+    assert not any(says in review for says in e.wrong()), review
 
 
 def test_an_error_is_one_line_with_its_place():
     e = EXERCISES["best_policy"]
     source = 'def best_policy(ref, r, beta):\n    "..."\n    n = len(r)\n    return missing(n)\n'
-    said = e.review(e.load(source)).split("\n")
-    assert len(said) == 3 and "line 4 raises NameError: name 'missing' is not defined" in said[-1], said
+    review = e.review(e.load(source)).split("\n")
+    assert len(review) == 3 and "line 4 raises NameError: name 'missing' is not defined" in review[-1], review
 
 
 def test_an_error_deep_in_a_library_names_the_learners_line():
@@ -131,7 +137,7 @@ def test_an_error_deep_in_a_library_names_the_learners_line():
     assert "line 3 raises RuntimeError: stack expects" in e.review(e.load(source))
 
 
-@pytest.mark.parametrize("f, said", [
+@pytest.mark.parametrize("f, says", [
     (lambda r, v: r, "TypeError"),
     (lambda ref, r, beta: [1.0], "a list of 1, not a tensor of shape (5,)"),
     (lambda ref, r, beta: torch.zeros(1), "a tensor of shape (1,), not a tensor of shape (5,)"),
@@ -139,24 +145,62 @@ def test_an_error_deep_in_a_library_names_the_learners_line():
     (torch.zeros(3), "Give the checker the function itself"),
     (len, "TypeError: len() takes exactly one argument (3 given)"),
 ])
-def test_wrong_kinds_are_named(f, said):
-    assert said in EXERCISES["best_policy"].review(f)
+def test_wrong_kinds_are_named(f, says):
+    assert says in EXERCISES["best_policy"].review(f)
 
 
-@pytest.mark.parametrize("factor, said", [(-1, "The sign is flipped."), (2, "Every number is 2 times the right one."), (0.125, "Every number is 0.125 times the right one.")])
-def test_a_common_factor_is_named(factor, said):
+@pytest.mark.parametrize("factor, says", [
+    (-1, "The sign is flipped."),
+    (2, "Every number is 2 times the right one."),
+    (0.125, "Every number is 0.125 times the right one."),
+])
+def test_a_common_factor_is_named(factor, says):
     e = EXERCISES["strengths"]
     right = e.load(e.solution)
-    assert said in e.review(lambda wins: factor * right(wins)) or factor == -1 and "wrong way round" in e.review(lambda wins: -right(wins))
+    review = e.review(lambda wins: factor * right(wins))
+    assert says in review or factor == -1 and "wrong way round" in review
 
 
-@pytest.mark.parametrize("got, want, said", [
-    (torch.tensor(1.0), 1, ""), (1, torch.tensor(1.0), ""), ((1, 2), [1, 2], ""), (torch.tensor([1, 0]), torch.tensor([True, False]), ""),
-    (1.0 + 1e-9, 1.0, ""), (1.01, 1.0, "values"), ("7", 7, "a text, not a number"), (0, None, "a number, not None"), ([1], [1, 2], "a list of 1, not a list of 2"),
-    (torch.zeros(2, dtype=torch.float16), torch.zeros(2, dtype=torch.float64), ""), (float("nan"), 1.0, "values"),
+@pytest.mark.parametrize("got, want, how", [
+    (torch.tensor(1.0), 1, ""),
+    (1, torch.tensor(1.0), ""),
+    ((1, 2), [1, 2], ""),
+    (torch.tensor([1, 0]), torch.tensor([True, False]), ""),
+    (1.0 + 1e-9, 1.0, ""),
+    (1.01, 1.0, "values"),
+    ("7", 7, "a text, not a number"),
+    (0, None, "a number, not None"),
+    ([1], [1, 2], "a list of 1, not a list of 2"),
+    (torch.zeros(2, dtype=torch.float16), torch.zeros(2, dtype=torch.float64), ""),
+    (float("nan"), 1.0, "values"),
 ])
-def test_what_counts_as_the_same(got, want, said):
-    assert differs(got, want) == said
+def test_what_counts_as_the_same(got, want, how):
+    assert differs(got, want) == how
+
+
+@pytest.mark.parametrize("text, rendered", [
+    ("one", "one"),
+    ("\na paragraph\non two lines\n", "a paragraph on two lines"),
+    ("one\n\n$$z$$\n\nthree\nfour", "one\n\n$$z$$\n\nthree four"),
+    ("these:\n\n- first\n- second,\n  long\n- third", "these:\n\n- first\n- second, long\n- third"),
+])
+def test_wrapped_texts_are_rendered_in_lines(text, rendered):
+    assert unwrap(text) == rendered and unwrap(rendered) == rendered
+
+
+def test_an_exercise_that_is_not_whole_is_found_out():
+    fields = dict(lesson=0, title="Twice", stars=1, minutes=1, task="", hint="", answer="")
+    fields["cases"] = lambda: [(2.0,), (3.0,)]
+    solution = 'def twice(x):\n    "x -> 2 x"\n    return 2 * x\n'
+    square = Mistake("That is the square.", right="2 * x", wrong="x * x")
+    assert prove(Exercise(solution=solution, mistakes=[square], **fields)).startswith("twice")
+    for mistake, complaint in (
+        (Mistake("Nothing to change.", right="3 * x", wrong="x"), "nothing to replace"),
+        (Mistake("That is the product.", right="2 * x", wrong="x * x"), "'That is the product.' is not recognised"),
+        (Mistake("That is right.", right="2 * x", wrong="x + x"), "'That is right.' is not recognised"),
+    ):
+        with pytest.raises(AssertionError, match=complaint):
+            prove(Exercise(solution=solution, mistakes=[square, mistake], **fields))
 
 
 # --- the lessons
@@ -183,10 +227,12 @@ def test_insert_stands_before_the_ending_and_settles(tmp_path):
     cells = nbformat.reads(new, as_version=4).cells
     assert [c.id for c in cells[:3]] == ["cell0", "cell1", "exercise-head"] and cells[1].source == "## Seen\n\n- This."
     assert cells[-1].source == "Next: [02](02.ipynb)." and len({c.id for c in cells}) == len(cells)
-    assert [c.source for c in cells if "check_baseline(baseline)" in c.source] == [EXERCISES["baseline"].stub + "\n\ncheck_baseline(baseline)"]
+    stubs = [c.source for c in cells if "check_baseline(baseline)" in c.source]
+    assert stubs == [EXERCISES["baseline"].stub + "\n\ncheck_baseline(baseline)"]
     path.write_text(new, encoding="utf-8")
     assert [(a == b) for _, a, b in tool.lessons(tmp_path)] == [True]
-    for spoil in (new.replace("one softmax does the rest", "a spoiled hint"), new.replace("Nothing comes back so far", "Well done")):
+    for text, other in (("one softmax does the rest", "a spoiled hint"), ("Nothing comes back so far", "Well done")):
+        spoil = new.replace(text, other)
         assert spoil != new
         path.write_text(spoil, encoding="utf-8")
         assert [b for _, _, b in tool.lessons(tmp_path)] == [new]

@@ -1,30 +1,54 @@
 "The shipped policy and the recipe that rebuilds it"
+import subprocess, sys
 from collections import Counter
 import pytest, torch
 from wikidpo.chat import load_tokenizer
-from wikidpo.files import read_jsonl
-from wikidpo.miniwiki import DATA, grade, prompts
+from wikidpo.files import UserError, read_jsonl
 from wikidpo.model import load_checkpoint
 from wikidpo.pairs import make_pairs
 from wikidpo.profiles import load_profile, section
-from wikidpo.sampling import TEMPS, sample_k, sample_unit
-from wikidpo.sft import SftConfig, sft
+from wikidpo.sampling import sample_k, sample_unit
 from wikidpo.teacher import OfflineTeacher
+from wikidpo.world.config import SftConfig
+from wikidpo.world.facts import DATA, prompts
+from wikidpo.world.grade import grade
+from wikidpo.world.sft import sft
 
 def behaviour(folder):
     "Share of crisp answers at temperature 0 and 0.7, and of prompts that survive the filters"
     tok, model = load_tokenizer(folder/"tokenizer.json"), load_checkpoint(folder/"model.safetensors")
-    asked, out = prompts("eval")[:500], {}
+    asked, shares = prompts("eval")[:500], {}
     for t in (0, .7):
-        g = sample_k(model, tok, asked, temps=(t,), max_new=64, generator=torch.Generator().manual_seed(0))
-        out[f"crisp at {t}"] = Counter(grade(p, r[0].text).label for p, r in zip(asked, g))["crisp"] / 500
-    teacher, mined = OfflineTeacher(.5, .45, 0), prompts("mine")[:256]
-    rows = [dict(prompt_id=i, k=k, prompt=mined[i], text=r.text, temperature=r.temperature, ids=r.ids, finished=r.finished, score=teacher.score(mined[i], r.text) if r.text.strip() else None)
-            for i, g in enumerate(sample_unit(model, tok, mined, 0, 0, max_new=64)) for k, r in enumerate(g)]
-    return out | {"survival": make_pairs(rows)[1]["pairs"] / 256}
+        groups = sample_k(model, tok, asked, temps=(t,), max_new=64, generator=torch.Generator().manual_seed(0))
+        labels = Counter(grade(prompt, group[0].text).label for prompt, group in zip(asked, groups))
+        shares[f"crisp at {t}"] = labels["crisp"] / 500
+    return shares | {"survival": make_pairs(mined(model, tok))[1]["pairs"] / 256}
+
+def mined(model, tok):
+    "Scored samples of 256 prompts"
+    teacher, asked, rows = OfflineTeacher(.5, .45, 0), prompts("mine")[:256], []
+    for i, group in enumerate(sample_unit(model, tok, asked, 0, 0, max_new=64)):
+        for k, r in enumerate(group):
+            score = teacher.score(asked[i], r.text) if r.text.strip() else None
+            rows.append(dict(prompt_id=i, k=k, prompt=asked[i], text=r.text, temperature=r.temperature,
+                             ids=r.ids, finished=r.finished, score=score))
+    return rows
 
 def test_shipped_prompts_are_those_of_the_splits():
-    for split in ("mine", "eval"): assert [r["prompt"] for r in read_jsonl(DATA/f"prompts_{split}.jsonl")] == prompts(split)
+    for split in ("mine", "eval"):
+        assert [r["prompt"] for r in read_jsonl(DATA/f"prompts_{split}.jsonl")] == prompts(split)
+
+def test_the_recipe_is_read_without_torch():
+    code = "import sys, wikidpo.world.config; print(sorted({'torch', 'numpy', 'tokenizers'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+@pytest.mark.parametrize("change,complaint", [
+    (dict(crisp=.9), "sft: the shares of crisp, padded, rambling, wrong must not be negative and sum to 1, found"),
+    (dict(crisp=-.2, padded=.7), "must not be negative"),
+    (dict(steps=0), "sft: steps and batch_size must be at least 1"),
+    (dict(batch_size=0), "must be at least 1")])
+def test_a_recipe_that_cannot_be_followed_is_refused(change, complaint):
+    with pytest.raises(UserError, match=complaint): SftConfig(**change)
 
 def test_shipped_pairs_come_from_mining_prompts_and_the_shipped_tokenizer():
     tok, pairs = load_tokenizer(DATA/"tokenizer.json"), read_jsonl(DATA/"pairs.jsonl")

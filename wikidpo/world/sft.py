@@ -98,8 +98,8 @@ def _train(model, batches, cfg:SftConfig)->list:
 # %% ../../nbs/world/sft.ipynb #8ac41f70
 def sft(cfg:SftConfig,
         out, # folder for model.safetensors, tokenizer.json and the prompts
-       )->dict:
-    "Train tokenizer and policy from nothing and write both, with the prompts of mining and evaluation; returns steps, parameters and losses"
+       )->dict: # steps, parameters, loss_first and loss_last
+    "Train tokenizer and policy from nothing and write both, with the prompts of mining and evaluation"
     rng, out = random.Random(cfg.seed), Path(out)
     torch.manual_seed(cfg.seed)
     tok = train_tokenizer([_conversation(p, rng) for p in prompts("sft")], cfg.vocab_size)

@@ -38,18 +38,18 @@ it is. `softmax` subtracts the largest logit first, so that $e^{5/0.01}$ never h
 """,
     mistakes=[
         Mistake("Z is missing: the probabilities do not sum to 1.",
-                right="(ref.log() + r / beta).softmax(0)", wrong="(ref * (r / beta).exp())"),
+            right="(ref.log() + r / beta).softmax(0)", wrong="(ref * (r / beta).exp())"),
         Mistake("The reference is missing: without the leash's anchor, an answer "
-                "that the reference never gives counts like any other.",
-                right="ref.log() + ", wrong=""),
+            "that the reference never gives counts like any other.",
+            right="ref.log() + ", wrong=""),
         Mistake("You multiply by beta: a larger beta is a shorter leash, so the reward is divided by it.",
-                right="r / beta", wrong="r * beta"),
+            right="r / beta", wrong="r * beta"),
         Mistake("beta is missing: the reward is divided by it.", right="r / beta", wrong="r"),
         Mistake("The reference's probabilities stand where its logarithms belong.",
-                right="ref.log()", wrong="ref"),
+            right="ref.log()", wrong="ref"),
         Mistake("An exponential overflows: build logits and let softmax normalise them.",
-                right="(ref.log() + r / beta).softmax(0)",
-                wrong="(ref * (r / beta).exp()) / (ref * (r / beta).exp()).sum()"),
+            right="(ref.log() + r / beta).softmax(0)",
+            wrong="(ref * (r / beta).exp()) / (ref * (r / beta).exp()).sum()"),
     ],
     cases=_best_policy_cases)
 
@@ -84,15 +84,15 @@ up to this constant.
 """,
     mistakes=[
         Mistake("beta is missing in front: this is log Z.",
-                right="beta * torch.logsumexp", wrong="torch.logsumexp"),
+            right="beta * torch.logsumexp", wrong="torch.logsumexp"),
         Mistake("The reference is missing: Z weighs every answer by its reference probability.",
-                right="ref.log() + ", wrong=""),
+            right="ref.log() + ", wrong=""),
         Mistake("The logarithm is missing: this is beta Z.",
-                right="torch.logsumexp(ref.log() + r / beta, 0)", wrong="(ref * (r / beta).exp()).sum()"),
+            right="torch.logsumexp(ref.log() + r / beta, 0)", wrong="(ref * (r / beta).exp()).sum()"),
         Mistake("This is the mean reward: it forgets that the best policy prefers the better answers.",
-                right="beta * torch.logsumexp(ref.log() + r / beta, 0)", wrong="(ref * r).sum()"),
+            right="beta * torch.logsumexp(ref.log() + r / beta, 0)", wrong="(ref * r).sum()"),
         Mistake("The exponential overflows: let torch.logsumexp take logarithm, sum and exponential at once.",
-                right="torch.logsumexp(ref.log() + r / beta, 0)", wrong="(ref * (r / beta).exp()).sum().log()"),
+            right="torch.logsumexp(ref.log() + r / beta, 0)", wrong="(ref * (r / beta).exp()).sum().log()"),
     ],
     cases=_baseline_cases)
 
@@ -134,25 +134,25 @@ policy and reference are not the same model.
 """,
     mistakes=[
         Mistake("The reference is missing: without it the loss says 'push "
-                "chosen up, rejected down', and nothing holds the policy.",
-                right="(pi_c - ref_c) - (pi_r - ref_r)", wrong="pi_c - pi_r"),
+            "chosen up, rejected down', and nothing holds the policy.",
+            right="(pi_c - ref_c) - (pi_r - ref_r)", wrong="pi_c - pi_r"),
         Mistake("beta is missing.",
-                right="(1 - eps) * F.logsigmoid(beta * z) + eps * F.logsigmoid(-beta * z)",
-                wrong="(1 - eps) * F.logsigmoid(z) + eps * F.logsigmoid(-z)"),
+            right="(1 - eps) * F.logsigmoid(beta * z) + eps * F.logsigmoid(-beta * z)",
+            wrong="(1 - eps) * F.logsigmoid(z) + eps * F.logsigmoid(-z)"),
         Mistake("The sign of the margin is flipped, or the two halves have "
-                "changed places: this trains towards the rejected answer.",
-                right="z = (pi_c - ref_c) - (pi_r - ref_r)", wrong="z = (pi_r - ref_r) - (pi_c - ref_c)"),
+            "changed places: this trains towards the rejected answer.",
+            right="z = (pi_c - ref_c) - (pi_r - ref_r)", wrong="z = (pi_r - ref_r) - (pi_c - ref_c)"),
         Mistake("The sign of the loss is flipped: it is minus a log-likelihood.",
-                right="return -(", wrong="return ("),
+            right="return -(", wrong="return ("),
         Mistake("It is summed over the pairs: take the mean.", right=".mean()", wrong=".sum()"),
         Mistake("eps is ignored: this is plain DPO.",
-                right="(1 - eps) * F.logsigmoid(beta * z) + eps * F.logsigmoid(-beta * z)",
-                wrong="F.logsigmoid(beta * z)"),
+            right="(1 - eps) * F.logsigmoid(beta * z) + eps * F.logsigmoid(-beta * z)",
+            wrong="F.logsigmoid(beta * z)"),
         Mistake("The chosen and the rejected half are added: the margin is their difference.",
-                right="(pi_c - ref_c) - (pi_r - ref_r)", wrong="(pi_c - ref_c) + (pi_r - ref_r)"),
+            right="(pi_c - ref_c) - (pi_r - ref_r)", wrong="(pi_c - ref_c) + (pi_r - ref_r)"),
         Mistake("The sigmoid has become 0 before the logarithm sees it: use F.logsigmoid.",
-                right="F.logsigmoid(beta * z) + eps * F.logsigmoid(-beta * z)",
-                wrong="torch.sigmoid(beta * z).log() + eps * torch.sigmoid(-beta * z).log()"),
+            right="F.logsigmoid(beta * z) + eps * F.logsigmoid(-beta * z)",
+            wrong="torch.sigmoid(beta * z).log() + eps * torch.sigmoid(-beta * z).log()"),
     ],
     cases=_noisy_loss_cases)
 
@@ -190,18 +190,18 @@ the slope is $-\beta/2 = -0.05$. A pair that is already well ordered has almost 
 """,
     mistakes=[
         Mistake("beta is missing in front: your gradient is 1/beta times too "
-                "large. The inner derivative of beta z is beta.",
-                right="slope = beta * ", wrong="slope = "),
+            "large. The inner derivative of beta z is beta.",
+            right="slope = beta * ", wrong="slope = "),
         Mistake("beta is missing inside the sigmoid.", right="sigmoid(-beta * z)", wrong="sigmoid(-z)"),
         Mistake("The sign inside the sigmoid is flipped: this gives the "
-                "pairs that are already right the largest update.",
-                right="sigmoid(-beta * z)", wrong="sigmoid(beta * z)"),
+            "pairs that are already right the largest update.",
+            right="sigmoid(-beta * z)", wrong="sigmoid(beta * z)"),
         Mistake("The signs are flipped: descending must raise chosen and lower rejected.",
-                right="return -slope, slope", wrong="return slope, -slope"),
+            right="return -slope, slope", wrong="return slope, -slope"),
         Mistake("Both sides have the same sign: z falls when the rejected answer becomes more likely.",
-                right="return -slope, slope", wrong="return -slope, -slope"),
+            right="return -slope, slope", wrong="return -slope, -slope"),
         Mistake("That is the sigmoid's own slope, sigma(u) sigma(-u): the logarithm in front of it is missing.",
-                right="torch.sigmoid(-beta * z)", wrong="torch.sigmoid(beta * z) * torch.sigmoid(-beta * z)"),
+            right="torch.sigmoid(-beta * z)", wrong="torch.sigmoid(beta * z) * torch.sigmoid(-beta * z)"),
     ],
     cases=_dpo_gradient_cases)
 
@@ -245,13 +245,13 @@ about rewards.
 """,
     mistakes=[
         Mistake("wins is read the wrong way round: wins[i, j] counts the games that i won.",
-                right="wins.sum(1)", wrong="wins.sum(0)"),
+            right="wins.sum(1)", wrong="wins.sum(0)"),
         Mistake("This is one round only: opponents' strengths are not in it yet. Repeat until nothing changes.",
-                right="range(300)", wrong="range(1)"),
+            right="range(300)", wrong="range(1)"),
         Mistake("The strengths are not centred: subtract their mean.",
-                right="return e.log()", wrong="return e.log() - e.log()[0]"),
+            right="return e.log()", wrong="return e.log() - e.log()[0]"),
         Mistake("These are the exponentials of the strengths: take the logarithm.",
-                right="return e.log()", wrong="return e"),
+            right="return e.log()", wrong="return e"),
         Mistake("This is everyone's share of games won, as log-odds: it forgets who the opponents were.", source='''
 def strengths(wins):
     p = wins.sum(1) / (wins + wins.T).sum(1)

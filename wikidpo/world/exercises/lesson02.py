@@ -37,11 +37,11 @@ and they exist several times over. So the teacher goes before training starts.
 """,
     mistakes=[
         Mistake("One number of 4 bytes is missing: the gradient, or one of Adam's two running means.",
-                right="2 * 4", wrong="4"),
+            right="2 * 4", wrong="4"),
         Mistake("Adam's two running means are missing.", right="2 * 4 + ", wrong=""),
         Mistake("The reference is missing: DPO holds two copies of the model.", right=" + ref_bytes", wrong=""),
         Mistake("The reference is not trained: it needs neither gradient nor Adam.",
-                right="+ ref_bytes", wrong="+ 4 * ref_bytes"),
+            right="+ ref_bytes", wrong="+ 4 * ref_bytes"),
         Mistake("These are bits: a byte has eight.", right="return n", wrong="return 8 * n"),
     ],
     cases=_training_bytes_cases)
@@ -80,7 +80,7 @@ key/value heads among several heads.
         Mistake("Every row has one: rows is missing.", right="rows * ", wrong=""),
         Mistake("These are numbers: times their width in bytes.", right=" * width", wrong=""),
         Mistake("Queries are not kept: a key and a value, 2 and not 3.",
-                right="2 * n_layer", wrong="3 * n_layer"),
+            right="2 * n_layer", wrong="3 * n_layer"),
     ],
     cases=_cache_bytes_cases)
 
@@ -122,13 +122,13 @@ nothing more. Find the slower phase before making anything faster.
         Mistake("These are seconds.", right=" / 60", wrong=""),
         Mistake("These are hours.", right=" / 60", wrong=" / 3600"),
         Mistake("Rates are averaged: two phases in a row add their times. (Going "
-                "there at 10 km/h and back at 30 is not 20 on average.)",
-                right="seconds = [n * k / rate for rate in per_second]",
-                wrong="seconds = [n * k / rate for rate in per_second] if "
-                      "together else [2 * n * k / (sum(per_second) / 2)]"),
+            "there at 10 km/h and back at 30 is not 20 on average.)",
+            right="seconds = [n * k / rate for rate in per_second]",
+            wrong="seconds = [n * k / rate for rate in per_second] if "
+                  "together else [2 * n * k / (sum(per_second) / 2)]"),
         Mistake("Together, the slower one sets the pace: you took the faster.",
-                right="max(seconds)", wrong="min(seconds)"),
+            right="max(seconds)", wrong="min(seconds)"),
         Mistake("together makes no difference in yours: at the same time is not one after the other.",
-                right="max(seconds) if together else sum(seconds)", wrong="sum(seconds)"),
+            right="max(seconds) if together else sum(seconds)", wrong="sum(seconds)"),
     ],
     cases=_mining_minutes_cases)

@@ -39,7 +39,7 @@ misread grade makes a pair that teaches the opposite.
 """,
     mistakes=[
         Mistake("The first number in the reply is not the grade: 'a scale of 1 to 10', "
-                "'8.5' and '1. The ...' all begin with one. Match the whole reply.", source=r'''
+            "'8.5' and '1. The ...' all begin with one. Match the whole reply.", source=r'''
 def read_score(reply):
     m = re.search(r"\d+", reply)
     return int(m[0]) if m else None
@@ -52,8 +52,8 @@ def read_score(reply):
         Mistake("'10' is not read: try 10 before the single digits.", right="(10|[1-9])", wrong="([1-9])"),
         Mistake("Grades outside 1 to 10 are let through.", right="(10|[1-9])", wrong=r"(\d+)"),
         Mistake("A reply without a grade is not a 0: a 0 looks like a "
-                "very bad answer, and makes a pair. Return None.",
-                right="else None", wrong="else 0"),
+            "very bad answer, and makes a pair. Return None.",
+            right="else None", wrong="else 0"),
         Mistake("That is the text: return a number.", right="int(m[1])", wrong="m[1]"),
         Mistake("Only a bare number is read: 'Score: 7' and '7/10' are grades too.", source='''
 def read_score(reply):
@@ -97,14 +97,14 @@ fewer ties, and more prompts give a pair.
 """,
     mistakes=[
         Mistake("Not normalised: divide by the probability that the labels have together.",
-                right=" / mass", wrong=""),
+            right=" / mass", wrong=""),
         Mistake("That is the most likely grade, not the expected one.",
-                right="sum(i * p for i, p in labels.items()) / mass", wrong="max(labels, key=labels.get)"),
+            right="sum(i * p for i, p in labels.items()) / mass", wrong="max(labels, key=labels.get)"),
         Mistake("'10' is left out: range(1, 10) ends at 9.", right="range(1, 11)", wrong="range(1, 10)"),
         Mistake("There is no grade if the labels hardly appear: return None below half of the probability.",
-                right="if mass >= .5 else None", wrong="if mass else None"),
+            right="if mass >= .5 else None", wrong="if mass else None"),
         Mistake("It divides by the number of labels: divide by their probability.",
-                right=" / mass", wrong=" / len(labels)"),
+            right=" / mass", wrong=" / len(labels)"),
     ],
     cases=_expected_score_cases)
 
@@ -140,13 +140,13 @@ mean either.
 """,
     mistakes=[
         Mistake("That is how often answer a wins: in the second order a is shown as B.",
-                right='decided.count("A")', wrong='(first.count("A") + second.count("B"))'),
+            right='decided.count("A")', wrong='(first.count("A") + second.count("B"))'),
         Mistake("Ties and unreadable verdicts are in the denominator: only decided ones count.",
-                right="len(decided)", wrong="len(first + second)"),
+            right="len(decided)", wrong="len(first + second)"),
         Mistake("Unreadable verdicts are taken out, but ties are still in the denominator.",
-                right="len(decided)", wrong="len([v for v in first + second if v])"),
+            right="len(decided)", wrong="len([v for v in first + second if v])"),
         Mistake("The second order is missing: in a single one, better answers and better places look alike.",
-                right="first + second if v in", wrong="first if v in"),
+            right="first + second if v in", wrong="first if v in"),
         Mistake("That is the share of the answer shown second.", right='count("A")', wrong='count("B")'),
     ],
     cases=_first_place_cases)
@@ -184,18 +184,18 @@ more than needed; a run is what could be taken for the fence.
 """,
     mistakes=[
         Mistake("Three are not always enough: the text may contain three itself, and close the fence.",
-                right='"`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))', wrong='"```"'),
+            right='"`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))', wrong='"```"'),
         Mistake("As long as the longest run is not longer: one more.", right="1 + max(map", wrong="max(map"),
         Mistake("It counts all backticks: only the longest run matters.",
-                right='max(map(len, re.findall("`+", text)), default=0)', wrong='text.count("`")'),
+            right='max(map(len, re.findall("`+", text)), default=0)', wrong='text.count("`")'),
         Mistake("It counts the runs: what matters is the length of the longest.",
-                right='max(map(len, re.findall("`+", text)), default=0)', wrong='len(re.findall("`+", text))'),
+            right='max(map(len, re.findall("`+", text)), default=0)', wrong='len(re.findall("`+", text))'),
         Mistake("A fence has at least three backticks.",
-                right='max(3, 1 + max(map(len, re.findall("`+", text)), default=0))',
-                wrong='(1 + max(map(len, re.findall("`+", text)), default=0))'),
+            right='max(3, 1 + max(map(len, re.findall("`+", text)), default=0))',
+            wrong='(1 + max(map(len, re.findall("`+", text)), default=0))'),
         Mistake("The closing fence must stand on a line of its own.",
-                right=r"{text}\n{ticks}", wrong="{text}{ticks}"),
+            right=r"{text}\n{ticks}", wrong="{text}{ticks}"),
         Mistake("Do not change the text: it is what is to be judged.",
-                right=r"\n{text}\n", wrong=r"\n{text.replace('`', '')}\n"),
+            right=r"\n{text}\n", wrong=r"\n{text.replace('`', '')}\n"),
     ],
     cases=_fence_cases)

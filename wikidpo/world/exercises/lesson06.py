@@ -45,7 +45,7 @@ product over its tokens.
 """,
     mistakes=[
         Mistake("The shift is missing: the logits at a token are asked for "
-                "that token itself. They predict the next one.", source='''
+            "that token itself. They predict the next one.", source='''
 def response_logprob(logits, ids, mask):
     "logits (B, T, V), ids (B, T), mask (B, T) -> log-probability of each row's answer in nats (B,)"
     logp = logits.log_softmax(-1)
@@ -53,18 +53,18 @@ def response_logprob(logits, ids, mask):
     return (said * mask).sum(-1)
 '''),
         Mistake("It is averaged over the tokens: a mean makes long and short answers "
-                "look alike, and is not the log-probability of the text.",
-                right=".sum(-1)", wrong=".sum(-1) / mask[:, 1:].sum(-1)"),
+            "look alike, and is not the log-probability of the text.",
+            right=".sum(-1)", wrong=".sum(-1) / mask[:, 1:].sum(-1)"),
         Mistake("It is averaged, and over the padded length at that: more pads, another number.",
-                right=".sum(-1)", wrong=".mean(-1)"),
+            right=".sum(-1)", wrong=".mean(-1)"),
         Mistake("The prompt is counted: only tokens of the answer do.", right=" * mask[:, 1:]", wrong=""),
         Mistake("The mask is shifted the wrong way: it marks tokens, so it moves with ids. "
-                "Yours counts the prompt's last token, and misses the answer's.",
-                right="* mask[:, 1:]", wrong="* mask[:, :-1]"),
+            "Yours counts the prompt's last token, and misses the answer's.",
+            right="* mask[:, 1:]", wrong="* mask[:, :-1]"),
         Mistake("These are logits, not log-probabilities: log_softmax is missing.",
-                right=".log_softmax(-1)", wrong=""),
+            right=".log_softmax(-1)", wrong=""),
         Mistake("These are probabilities: a logarithm is missing.",
-                right=".log_softmax(-1)", wrong=".softmax(-1)"),
+            right=".log_softmax(-1)", wrong=".softmax(-1)"),
         Mistake("The sign is flipped: that is the cross-entropy.", right="return (said", wrong="return (-said"),
         Mistake("It is one sum over the whole batch: one number for each row.", right=".sum(-1)", wrong=".sum()"),
     ],
@@ -101,23 +101,22 @@ without <|end|> after the finished ones, it would never learn to stop at all.
 """,
     mistakes=[
         Mistake("<|end|> is left out: the model would not learn when to stop.",
-                right="answer + [end] * finished", wrong="answer"),
+            right="answer + [end] * finished", wrong="answer"),
         Mistake("A cut answer gets an <|end|> that it never produced.", right="[end] * finished", wrong="[end]"),
         Mistake("<|end|> is in the row, but not in the mask: it was said, so it counts.",
-                right="[1] * len(said)", wrong="[1] * len(answer) + [0] * finished"),
+            right="[1] * len(said)", wrong="[1] * len(answer) + [0] * finished"),
         Mistake("The prompt is counted: its mask is 0.", right="[0] * len(prompt)", wrong="[1] * len(prompt)"),
         Mistake("The mask is shifted by one: it marks the tokens themselves; seq_logprob does the shifting.",
-                right="([0] * len(prompt) + [1] * len(said))",
-                wrong="([0] * (len(prompt) - 1) + [1] * len(said) + [0])"),
+            right="([0] * len(prompt) + [1] * len(said))",
+            wrong="([0] * (len(prompt) - 1) + [1] * len(said) + [0])"),
         Mistake("The mask is not cut: ids and mask have the same length.",
-                right="([0] * len(prompt) + [1] * len(said))[:block]",
-                wrong="([0] * len(prompt) + [1] * len(said))"),
+            right="([0] * len(prompt) + [1] * len(said))[:block]", wrong="([0] * len(prompt) + [1] * len(said))"),
         Mistake("Nothing is cut: the model has room for `block` tokens.",
-                right="(prompt + said)[:block], ([0] * len(prompt) + [1] * len(said))[:block]",
-                wrong="(prompt + said), ([0] * len(prompt) + [1] * len(said))"),
+            right="(prompt + said)[:block], ([0] * len(prompt) + [1] * len(said))[:block]",
+            wrong="(prompt + said), ([0] * len(prompt) + [1] * len(said))"),
         Mistake("The start is cut instead of the end: the row no longer begins with its prompt.",
-                right="(prompt + said)[:block], ([0] * len(prompt) + [1] * len(said))[:block]",
-                wrong="(prompt + said)[-block:], ([0] * len(prompt) + [1] * len(said))[-block:]"),
+            right="(prompt + said)[:block], ([0] * len(prompt) + [1] * len(said))[:block]",
+            wrong="(prompt + said)[-block:], ([0] * len(prompt) + [1] * len(said))[-block:]"),
     ],
     cases=_pack_cases)
 
@@ -162,10 +161,10 @@ shipped more than once.
 """,
     mistakes=[
         Mistake("The mask comes from the ids: where pad is the stop token, the "
-                "real <|end|> is masked out. Build it from the lengths.",
-                right="    return ids, mask", wrong="    return ids, mask * (ids != pad)"),
+            "real <|end|> is masked out. Build it from the lengths.",
+            right="    return ids, mask", wrong="    return ids, mask * (ids != pad)"),
         Mistake("It is padded on the left: positions and causal "
-                "attention then need special care. Pad on the right.", source='''
+            "attention then need special care. Pad on the right.", source='''
 def pad_batch(rows, pad):
     "[(prompt length, token ids)] -> ids (B, T), mask (B, T): right-padded, 1 for the answer's tokens"
     T = max(len(ids) for _, ids in rows)
@@ -177,9 +176,9 @@ def pad_batch(rows, pad):
     return ids, mask
 '''),
         Mistake("The pads are counted in the mask.",
-                right="[1] * (len(ids) - n) + [0] * (T - len(ids))", wrong="[1] * (T - n)"),
+            right="[1] * (len(ids) - n) + [0] * (T - len(ids))", wrong="[1] * (T - n)"),
         Mistake("The prompt is counted in the mask.",
-                right="[0] * n + [1] * (len(ids) - n)", wrong="[1] * len(ids)"),
+            right="[0] * n + [1] * (len(ids) - n)", wrong="[1] * len(ids)"),
         Mistake("Rows are cut to the shortest: pad to the longest.", source='''
 def pad_batch(rows, pad):
     "[(prompt length, token ids)] -> ids (B, T), mask (B, T): right-padded, 1 for the answer's tokens"
@@ -221,15 +220,15 @@ The lonely one: it weighs 1/3 instead of 1/9, three times too much (and the othe
 """,
     mistakes=[
         Mistake("Every micro-batch weighs the same in yours: a pair in a "
-                "small one then pulls harder than the others.",
-                right="n / sum(sizes)", wrong="1 / len(sizes)"),
+            "small one then pulls harder than the others.",
+            right="n / sum(sizes)", wrong="1 / len(sizes)"),
         Mistake("These are the weights for sums: a mean over n pairs has been divided by n already.",
-                right="n / sum(sizes)", wrong="1 / sum(sizes)"),
+            right="n / sum(sizes)", wrong="1 / sum(sizes)"),
         Mistake("Nothing is divided: the gradient grows with the number "
-                "of micro-batches, as if the learning rate did.",
-                right="n / sum(sizes)", wrong="1"),
+            "of micro-batches, as if the learning rate did.",
+            right="n / sum(sizes)", wrong="1"),
         Mistake("You divide by the largest: the weights sum to more than 1.",
-                right="sum(sizes)", wrong="max(sizes)"),
+            right="sum(sizes)", wrong="max(sizes)"),
     ],
     cases=_window_weights_cases)
 
@@ -283,20 +282,20 @@ crashes.
 """,
     mistakes=[
         Mistake("The reference is trained: it is the policy itself under a "
-                "second name, and you froze that one. Make a copy.",
-                right="copy.deepcopy(model).eval().requires_grad_(False)",
-                wrong="model.eval().requires_grad_(False)"),
+            "second name, and you froze that one. Make a copy.",
+            right="copy.deepcopy(model).eval().requires_grad_(False)",
+            wrong="model.eval().requires_grad_(False)"),
         Mistake("The reference is trained: it is the policy itself under a second name. Make a copy.",
-                right="copy.deepcopy(model).eval().requires_grad_(False)", wrong="model"),
+            right="copy.deepcopy(model).eval().requires_grad_(False)", wrong="model"),
         Mistake("A shallow copy shares its weights with the policy: the "
-                "reference moves along. Use copy.deepcopy.",
-                right="copy.deepcopy(model).eval().requires_grad_(False)",
-                wrong="copy.copy(model).requires_grad_(False)"),
+            "reference moves along. Use copy.deepcopy.",
+            right="copy.deepcopy(model).eval().requires_grad_(False)",
+            wrong="copy.copy(model).requires_grad_(False)"),
         Mistake("It still wants gradients: memory for nothing.", right=".requires_grad_(False)", wrong=""),
         Mistake("It drops out: the reference gives another number each time. Call eval().",
-                right=".eval()", wrong=""),
+            right=".eval()", wrong=""),
         Mistake("It drops out and wants gradients: a copy alone is not frozen.",
-                right=".eval().requires_grad_(False)", wrong=""),
+            right=".eval().requires_grad_(False)", wrong=""),
         Mistake("The policy was frozen as well: freeze the copy.", source='''
 def make_reference(model):
     "A model -> a frozen copy in eval mode"

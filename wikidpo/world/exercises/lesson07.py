@@ -40,8 +40,8 @@ there is in order.
 """,
     mistakes=[
         Mistake("These are the numbers of the last micro-batch alone, and "
-                "they jump about for no reason. Take all of them.",
-                right="for chosen, rejected in micro", wrong="for chosen, rejected in micro[-1:]"),
+            "they jump about for no reason. Take all of them.",
+            right="for chosen, rejected in micro", wrong="for chosen, rejected in micro[-1:]"),
         Mistake("These are means of means: in a small micro-batch every pair counts for more.", source='''
 def step_metrics(micro):
     gaps = [[c - r for c, r in zip(*m)] for m in micro]
@@ -51,11 +51,11 @@ def step_metrics(micro):
         Mistake("Equal rewards are no correct order: > and not >=.", right="g > 0", wrong="g >= 0"),
         Mistake("The sign is flipped: chosen minus rejected.", right="c - r for", wrong="r - c for"),
         Mistake("These are sums: divide by the number of pairs.",
-                right='sum(gaps) / len(gaps), "accuracy": sum(g > 0 for g in gaps) / len(gaps)',
-                wrong='sum(gaps), "accuracy": sum(g > 0 for g in gaps)'),
+            right='sum(gaps) / len(gaps), "accuracy": sum(g > 0 for g in gaps) / len(gaps)',
+            wrong='sum(gaps), "accuracy": sum(g > 0 for g in gaps)'),
         Mistake("Accuracy asks whether chosen beats rejected, not whether its reward is above 0.",
-                right="sum(g > 0 for g in gaps) / len(gaps)",
-                wrong="sum(c > 0 for chosen, _ in micro for c in chosen) / len(gaps)"),
+            right="sum(g > 0 for g in gaps) / len(gaps)",
+            wrong="sum(c > 0 for chosen, _ in micro for c in chosen) / len(gaps)"),
     ],
     cases=_step_metrics_cases)
 
@@ -87,15 +87,15 @@ convex), so a real run at 0.6 has a mean margin somewhat above 0.2.
 """,
     mistakes=[
         Mistake("That is the probability, sigma(m): undo the sigmoid as well.",
-                right="-math.log(math.expm1(loss))", wrong="math.exp(-loss)"),
+            right="-math.log(math.expm1(loss))", wrong="math.exp(-loss)"),
         Mistake("The sign is flipped: a loss below ln 2 is a margin above 0.",
-                right="-math.log", wrong="math.log"),
+            right="-math.log", wrong="math.log"),
         Mistake("That is the straight line at 0, which holds for small margins only: 2 (ln 2 - L).",
-                right="-math.log(math.expm1(loss))", wrong="2 * (math.log(2) - loss)"),
+            right="-math.log(math.expm1(loss))", wrong="2 * (math.log(2) - loss)"),
         Mistake("The probability and its complement have not been divided: m = log(p / (1 - p)).",
-                right="-math.log(math.expm1(loss))", wrong="-math.log(1 - math.exp(-loss))"),
+            right="-math.log(math.expm1(loss))", wrong="-math.log(1 - math.exp(-loss))"),
         Mistake("The sigmoid is forgotten: -L is the logarithm of the probability.",
-                right="-math.log(math.expm1(loss))", wrong="-loss"),
+            right="-math.log(math.expm1(loss))", wrong="-loss"),
     ],
     cases=_margin_of_cases, tol=1e-3)
 
@@ -139,21 +139,20 @@ both rewards fell, one faster.
 """,
     mistakes=[
         Mistake("A slightly negative chosen reward is normal: DPO may lower "
-                "both sides while it separates them. Worry below -1.5.",
-                right='["chosen"] < -1.5', wrong='["chosen"] < 0'),
+            "both sides while it separates them. Worry below -1.5.",
+            right='["chosen"] < -1.5', wrong='["chosen"] < 0'),
         Mistake("A large margin does not make a run healthy: look at the chosen reward before it.",
-                right='    if run["chosen"] < -1.5: return "fleeing"\n', wrong=""),
+            right='    if run["chosen"] < -1.5: return "fleeing"\n', wrong=""),
         Mistake("The first loss is not looked at: it is the cheapest test there is.",
-                right='    if abs(run["first_loss"] - math.log(2)) > .001: return "reference"\n', wrong=""),
+            right='    if abs(run["first_loss"] - math.log(2)) > .001: return "reference"\n', wrong=""),
         Mistake("The first loss is compared too exactly: ln 2 in a file has a few digits only.",
-                right='abs(run["first_loss"] - math.log(2)) > .001', wrong='run["first_loss"] != math.log(2)'),
+            right='abs(run["first_loss"] - math.log(2)) > .001', wrong='run["first_loss"] != math.log(2)'),
         Mistake("The first loss is compared with 0.5: the probability is "
-                "one half there, and the loss is -log of it, ln 2.",
-                right="math.log(2)", wrong=".5"),
+            "one half there, and the loss is -log of it, ln 2.",
+            right="math.log(2)", wrong=".5"),
         Mistake("A first loss below ln 2 is as wrong as one above.",
-                right='abs(run["first_loss"] - math.log(2)) > .001',
-                wrong='run["first_loss"] - math.log(2) > .001'),
+            right='abs(run["first_loss"] - math.log(2)) > .001', wrong='run["first_loss"] - math.log(2) > .001'),
         Mistake("An accuracy below one half is no lack of learning: it learnt the opposite.",
-                right='    if run["accuracy"] < .5: return "flipped"\n', wrong=""),
+            right='    if run["accuracy"] < .5: return "flipped"\n', wrong=""),
     ],
     cases=_diagnose_cases)

@@ -41,22 +41,21 @@ see it in the size of the tie column.
 """,
     mistakes=[
         Mistake("In the second order the answers have changed places: B is a there.",
-                right='read.count(("A", "B")), read.count(("B", "A"))',
-                wrong='read.count(("A", "A")), read.count(("B", "B"))'),
+            right='read.count(("A", "B")), read.count(("B", "A"))',
+            wrong='read.count(("A", "A")), read.count(("B", "B"))'),
         Mistake("One order is enough for a win in yours: a win needs both.",
-                right='read.count(("A", "B")), read.count(("B", "A"))',
-                wrong='sum(("A" == f or "B" == s) and not ("B" == f or "A" == s) for f, s in read), '
-                      'sum(("B" == f or "A" == s) and not ("A" == f or "B" == s) for f, s in read)'),
+            right='read.count(("A", "B")), read.count(("B", "A"))',
+            wrong='sum(("A" == f or "B" == s) and not ("B" == f or "A" == s) for f, s in read), '
+                  'sum(("B" == f or "A" == s) and not ("A" == f or "B" == s) for f, s in read)'),
         Mistake("Only the first order is looked at: it favours whoever stands first.",
-                right='read.count(("A", "B")), read.count(("B", "A"))',
-                wrong='sum(f == "A" for f, _ in read), sum(f == "B" for f, _ in read)'),
+            right='read.count(("A", "B")), read.count(("B", "A"))',
+            wrong='sum(f == "A" for f, _ in read), sum(f == "B" for f, _ in read)'),
         Mistake("An unreadable verdict is not a tie: leave the prompt out.", right="if None not in r", wrong=""),
         Mistake("Wins and losses have changed places.",
-                right="return win, len(read) - win - loss, loss",
-                wrong="return loss, len(read) - win - loss, win"),
+            right="return win, len(read) - win - loss, loss", wrong="return loss, len(read) - win - loss, win"),
         Mistake("These are shares: return counts.",
-                right="return win, len(read) - win - loss, loss",
-                wrong="return win / len(read), (len(read) - win - loss) / len(read), loss / len(read)"),
+            right="return win, len(read) - win - loss, loss",
+            wrong="return win / len(read), (len(read) - win - loss) / len(read), loss / len(read)"),
     ],
     cases=_count_both_cases)
 
@@ -92,17 +91,17 @@ with 40 % ties see a true 55 % about one time in four.
 """,
     mistakes=[
         Mistake("Ties are not taken into account: they decide nothing, so more prompts are needed.",
-                right="m / (1 - ties)", wrong="m"),
+            right="m / (1 - ties)", wrong="m"),
         Mistake("Ties make the number larger, not smaller: divide by the share that is decided.",
-                right="m / (1 - ties)", wrong="m * (1 - ties)"),
+            right="m / (1 - ties)", wrong="m * (1 - ties)"),
         Mistake("You divide by the share of ties: divide by the share that is decided.",
-                right="m / (1 - ties)", wrong="m / ties"),
+            right="m / (1 - ties)", wrong="m / ties"),
         Mistake("The chance of 80 % is missing: with this number, a true difference is seen one time in two.",
-                right=" + .84 * math.sqrt(p * (1 - p))", wrong=""),
+            right=" + .84 * math.sqrt(p * (1 - p))", wrong=""),
         Mistake("The square is missing.", right="(p - .5)) ** 2", wrong="(p - .5))"),
         Mistake("The distance is to one half, not to 0.", right="/ (p - .5)", wrong="/ p"),
         Mistake("Round up: a fraction of a prompt cannot be judged.",
-                right="math.ceil(m / (1 - ties))", wrong="m / (1 - ties)"),
+            right="math.ceil(m / (1 - ties))", wrong="m / (1 - ties)"),
     ],
     cases=_prompts_needed_cases)
 
@@ -135,20 +134,20 @@ def redraw(rows, drawn):
     answer="The first shrinks by the root of 3, for nothing: copies are no evidence. The second stays.",
     mistakes=[
         Mistake("drawn holds prompt numbers, not row numbers.",
-                right="[s for d in drawn for p, s in rows if p == d]", wrong="[rows[d][1] for d in drawn]"),
+            right="[s for d in drawn for p, s in rows if p == d]", wrong="[rows[d][1] for d in drawn]"),
         Mistake("A prompt that was drawn twice counts once in yours: that is not drawing with replacement.",
-                right="for d in drawn for", wrong="for d in set(drawn) for"),
+            right="for d in drawn for", wrong="for d in set(drawn) for"),
         Mistake("This is the mean of the prompts' means: a prompt with many rows weighs "
-                "as much as one with few. Asked for is the mean over rows.", source='''
+            "as much as one with few. Asked for is the mean over rows.", source='''
 def redraw(rows, drawn):
     mean = lambda xs: sum(xs) / len(xs)
     return mean([mean([s for p, s in rows if p == d]) for d in drawn])
 '''),
         Mistake("The draw is ignored: that is the mean of all rows.",
-                right="[s for d in drawn for p, s in rows if p == d]", wrong="[s for _, s in rows]"),
+            right="[s for d in drawn for p, s in rows if p == d]", wrong="[s for _, s in rows]"),
         Mistake("Only the first row of each drawn prompt counts in yours.",
-                right="[s for d in drawn for p, s in rows if p == d]",
-                wrong="[next(s for p, s in rows if p == d) for d in drawn]"),
+            right="[s for d in drawn for p, s in rows if p == d]",
+            wrong="[next(s for p, s in rows if p == d) for d in drawn]"),
     ],
     cases=_redraw_cases)
 
@@ -193,13 +192,13 @@ length is another question: where longer answers are also better ones, the fit t
 """,
     mistakes=[
         Mistake("That is the plain win rate: length has not been taken out.",
-                right="return w[0].sigmoid().item()", wrong="return win.mean().item()"),
+            right="return w[0].sigmoid().item()", wrong="return win.mean().item()"),
         Mistake("That is the fit at the mean length difference: asked for is d = 0.",
-                right="return w[0].sigmoid().item()", wrong="return (x.mean(0) @ w).sigmoid().item()"),
+            right="return w[0].sigmoid().item()", wrong="return (x.mean(0) @ w).sigmoid().item()"),
         Mistake("That is the intercept in log-odds: put it through the sigmoid.",
-                right="w[0].sigmoid().item()", wrong="w[0].item()"),
+            right="w[0].sigmoid().item()", wrong="w[0].item()"),
         Mistake("That is made of the slope: the rate at d = 0 is the intercept's.",
-                right="return w[0]", wrong="return w[1]"),
+            right="return w[0]", wrong="return w[1]"),
         Mistake("That is a straight line, not a sigmoid: least squares can leave 0 to 1.", source='''
 def equal_length(win, d):
     x = torch.stack([torch.ones_like(d), d], 1)
@@ -242,17 +241,16 @@ of their labels.
 """,
     mistakes=[
         Mistake("That is the agreement itself: subtract what chance would give.",
-                right="return (agree - chance) / (1 - chance)", wrong="return agree"),
+            right="return (agree - chance) / (1 - chance)", wrong="return agree"),
         Mistake("Not scaled: divide by what is left above chance, 1 - p_e.",
-                right="(agree - chance) / (1 - chance)", wrong="agree - chance"),
+            right="(agree - chance) / (1 - chance)", wrong="agree - chance"),
         Mistake("Chance is not one over the number of labels: judges use labels unequally.",
-                right="sum(first.count(c) / n * second.count(c) / n for c in set(first + second))",
-                wrong="1 / len(set(first + second))"),
+            right="sum(first.count(c) / n * second.count(c) / n for c in set(first + second))",
+            wrong="1 / len(set(first + second))"),
         Mistake("Chance comes from one judge alone in yours: multiply the first's frequencies by the second's.",
-                right="first.count(c) / n * second.count(c) / n",
-                wrong="first.count(c) / n * first.count(c) / n"),
+            right="first.count(c) / n * second.count(c) / n", wrong="first.count(c) / n * first.count(c) / n"),
         Mistake("Chance is pooled over both judges in yours (that is Scott's pi): each has his own frequencies.",
-                right="first.count(c) / n * second.count(c) / n",
-                wrong="((first.count(c) + second.count(c)) / 2 / n) ** 2"),
+            right="first.count(c) / n * second.count(c) / n",
+            wrong="((first.count(c) + second.count(c)) / 2 / n) ** 2"),
     ],
     cases=_kappa_cases)

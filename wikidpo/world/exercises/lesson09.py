@@ -42,16 +42,16 @@ does, because it ends too high, or before its time.
 """,
     mistakes=[
         Mistake("The last, partial window is dropped: the Trainer keeps it. Round up.",
-                right="math.ceil(batches / accum)", wrong="(batches // accum)"),
+            right="math.ceil(batches / accum)", wrong="(batches // accum)"),
         Mistake("The last, partial batch is dropped: the Trainer keeps it. Round up.",
-                right="math.ceil(pairs / (batch * devices))", wrong="pairs // (batch * devices)"),
+            right="math.ceil(pairs / (batch * devices))", wrong="pairs // (batch * devices)"),
         Mistake("devices is missing: each step takes a batch on each of them.",
-                right="(batch * devices)", wrong="batch"),
+            right="(batch * devices)", wrong="batch"),
         Mistake("accum is missing: these are batches, not steps.",
-                right="math.ceil(batches / accum)", wrong="batches"),
+            right="math.ceil(batches / accum)", wrong="batches"),
         Mistake("epochs is missing.", right=" * epochs", wrong=""),
         Mistake("Windows do not reach over the end of an epoch: round up in each epoch, then multiply.",
-                right="math.ceil(batches / accum) * epochs", wrong="math.ceil(batches * epochs / accum)"),
+            right="math.ceil(batches / accum) * epochs", wrong="math.ceil(batches * epochs / accum)"),
     ],
     cases=_optimizer_steps_cases)
 
@@ -90,18 +90,18 @@ different numbers; compare the rulers before the results.
 """,
     mistakes=[
         Mistake("It is summed, as in this course: TRL divides each log-ratio by its number of tokens.",
-                right="(pi_c - ref_c) / n_c - (pi_r - ref_r) / n_r", wrong="(pi_c - ref_c) - (pi_r - ref_r)"),
+            right="(pi_c - ref_c) / n_c - (pi_r - ref_r) / n_r", wrong="(pi_c - ref_c) - (pi_r - ref_r)"),
         Mistake("Both sides are divided by one length: each has its own.",
-                right="(pi_r - ref_r) / n_r", wrong="(pi_r - ref_r) / n_c"),
+            right="(pi_r - ref_r) / n_r", wrong="(pi_r - ref_r) / n_c"),
         Mistake("Both sides are divided by the sum of the lengths: each has its own.",
-                right="(pi_c - ref_c) / n_c - (pi_r - ref_r) / n_r",
-                wrong="((pi_c - ref_c) - (pi_r - ref_r)) / (n_c + n_r)"),
+            right="(pi_c - ref_c) / n_c - (pi_r - ref_r) / n_r",
+            wrong="((pi_c - ref_c) - (pi_r - ref_r)) / (n_c + n_r)"),
         Mistake("The target is 1 / (2 beta), not 1 / beta.", right="1 / (2 * beta)", wrong="1 / beta"),
         Mistake("The target is 1 / (2 beta): beta belongs below the line.",
-                right="1 / (2 * beta)", wrong="beta / 2"),
+            right="1 / (2 * beta)", wrong="beta / 2"),
         Mistake("The square is missing.", right=") ** 2", wrong=")"),
         Mistake("The reference is missing.",
-                right="(pi_c - ref_c) / n_c - (pi_r - ref_r) / n_r", wrong="pi_c / n_c - pi_r / n_r"),
+            right="(pi_c - ref_c) / n_c - (pi_r - ref_r) / n_r", wrong="pi_c / n_c - pi_r / n_r"),
     ],
     cases=_trl_ipo_cases)
 
@@ -138,15 +138,15 @@ in any order. Forget it, and every shape still fits; only the angles turn the wr
 """,
     mistakes=[
         Mistake("That is the way back, from halves to neighbours.",
-                right="view(n_head, -1, 2, w.shape[1])", wrong="view(n_head, 2, -1, w.shape[1])"),
+            right="view(n_head, -1, 2, w.shape[1])", wrong="view(n_head, 2, -1, w.shape[1])"),
         Mistake("The permutation runs over all heads together: each head has halves of its own.",
-                right="view(n_head, -1, 2, w.shape[1])", wrong="view(1, -1, 2, w.shape[1])"),
+            right="view(n_head, -1, 2, w.shape[1])", wrong="view(1, -1, 2, w.shape[1])"),
         Mistake("Nothing has moved.", right=".transpose(1, 2)", wrong=""),
         Mistake("You permute the columns: the rows are what comes out of the matrix.", source='''
 def half_split(w, n_head):
     return w.T.reshape(n_head, -1, 2, w.shape[0]).transpose(1, 2).reshape(w.T.shape).T
 '''),
         Mistake("Heads and pairs have changed places: the heads stay where they are.",
-                right=".transpose(1, 2)", wrong=".transpose(0, 1)"),
+            right=".transpose(1, 2)", wrong=".transpose(0, 1)"),
     ],
     cases=_half_split_cases)
