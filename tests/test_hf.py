@@ -14,7 +14,7 @@ from wikidpo.models.adopt import build
 from wikidpo.core.chat import chat_of, encode_prompt, encode_response, end_id, load_tokenizer
 from wikidpo.cli import main
 from wikidpo.files import UserError, read_jsonl
-from wikidpo.hf import export, from_config, from_hf, import_
+from wikidpo.models.hf import export, from_config, from_hf, import_
 from wikidpo.logprobs import PairDataset, collate
 from wikidpo.miniwiki import DATA
 from wikidpo.model import GPT, GPTConfig, load_checkpoint, save_checkpoint

@@ -12,7 +12,7 @@ from wikidpo.cli import main
 from wikidpo.files import UserError, read_jsonl
 from wikidpo.miniwiki import DATA, prompts
 from wikidpo.pairs import MineConfig
-from wikidpo.remote import Servers, policy_app, prompt_logprobs, sample_units
+from wikidpo.models.remote import Servers, policy_app, prompt_logprobs, sample_units
 from wikidpo.sampling import TEMPS, UNIT, PolicyConfig, open_policy, sample_k
 from wikidpo.teacher import make_client, serving
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 from wikidpo.core.chat import end_id, load_tokenizer
 from wikidpo.files import read_jsonl, write_jsonl
-from wikidpo.hf import export, from_hf, trl_collator
+from wikidpo.models.hf import export, from_hf, trl_collator
 from wikidpo.logprobs import PairDataset, collate, pair_logprob
 from wikidpo.miniwiki import DATA
 from wikidpo.model import GPT, GPTConfig, load_checkpoint, save_checkpoint
