@@ -22,7 +22,7 @@ ifdef SYSTEM_TORCH
 endif
 
 .venv/.installed: settings.ini setup.py constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is needed: PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed: PYTHON=...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV_FLAGS) .venv
 	@$(BIN)/python tools/pins.py use > .venv/constraints.txt || { test -e $@ || rm -r .venv; exit 1; }
 	@echo "Installing wikidpo and its tools into .venv: minutes the first time, seconds later"

@@ -1,4 +1,4 @@
-"Packaging: names, versions and requirements come from settings.ini; every `NAME_requirements` there is the extra `[NAME]`."
+"Packaging: names, versions, requirements come from settings.ini; each `NAME_requirements` there is the extra `[NAME]`."
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -12,6 +12,7 @@ lib = cfg["lib_name"]
 
 extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
 extras["dev"] += extras["lab"]
+oldest = cfg["min_python"].removeprefix("3.")
 
 setup(
     name=lib,
@@ -28,7 +29,7 @@ setup(
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",
         "Natural Language :: English",
-        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(int(oldest), 14)),
     ],
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=[lib, lib + ".*"]),

@@ -1,4 +1,4 @@
-"The package as people get it: what the wheel holds, what importing it does, and that it works away from the source tree."
+"The package as people get it: what the wheel holds, what importing it does, that it works away from the source tree."
 import ast
 import json
 import os
@@ -16,7 +16,8 @@ import pytest
 from check import copy_tree
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = sorted((ROOT / "wikidpo").glob("[!_]*.py"))
+MODULES = sorted((ROOT / "wikidpo").rglob("[!_]*.py"))
+NAMES = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in MODULES]
 ENV = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
 
@@ -62,7 +63,7 @@ def test_wheel_metadata_comes_from_settings(wheel):
     meta = metadata.PathDistribution(zipfile.Path(archive, info + "/"))
     assert meta.version == cfg["version"]
     assert meta.metadata["License-Expression"] == "Apache-2.0"
-    assert meta.metadata["Requires-Python"] == ">=3.10"
+    assert meta.metadata["Requires-Python"] == f">={cfg['min_python']}"
     assert {"dev", "lab", "teacher"} <= set(meta.metadata.get_all("Provides-Extra"))
     assert any("jupyterlab" in r and "dev" in r for r in meta.requires)
     assert {(e.group, e.name, e.value) for e in meta.entry_points} == {
@@ -72,11 +73,24 @@ def test_wheel_metadata_comes_from_settings(wheel):
     assert "Apache License" in archive.read(f"{info}/licenses/LICENSE").decode()
 
 
+def test_the_oldest_python_is_the_same_everywhere():
+    oldest = settings()["min_python"]
+    said = {
+        "pyproject.toml": f'requires-python=">={oldest}"',
+        "nbs/index.ipynb": f"Python {oldest} or newer",
+        "README.md": f"Python {oldest} or newer",
+        "Makefile": f"Python {oldest} or newer",
+        ".github/workflows/test.yml": f'"{oldest}"',
+    }
+    missing = [name for name, words in said.items() if words not in (ROOT / name).read_text(encoding="utf-8")]
+    assert not missing
+
+
 def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
 def test_imports_are_declared(path):
     "Whatever a module imports is in the standard library or among `requirements`; the tools that nbdev needs are not."
     declared = {canonical(re.match(r"[\w.-]+", r)[0]) for r in settings()["requirements"].split()}
@@ -88,13 +102,13 @@ def test_imports_are_declared(path):
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             imported.add(node.module.split(".")[0])
     third_party = imported - set(sys.stdlib_module_names) - {"wikidpo"}
-    undeclared = {name for name in third_party if not {canonical(d) for d in owners.get(name, [])} & declared}
+    undeclared = {name for name in third_party if declared.isdisjoint(map(canonical, owners.get(name, [])))}
     assert not undeclared - {"vllm", "trl"}, f"not in settings.ini: {undeclared}"
 
 
 def test_import_is_light():
-    "`import wikidpo` takes under a second and brings no torch along."
-    code = "import time; t = time.perf_counter(); import wikidpo, sys; print(time.perf_counter() - t, 'torch' in sys.modules)"
+    "`import wikidpo` takes under a second of the processor and brings no torch along."
+    code = "import time, wikidpo, sys; print(time.process_time(), 'torch' in sys.modules)"
     seconds, torch = zip(*(python(code).split() for _ in range(3)))
     assert min(map(float, seconds)) < 1
     assert set(torch) == {"False"}
@@ -102,16 +116,15 @@ def test_import_is_light():
 
 def test_imports_touch_no_network():
     "Importing every module opens no connection and looks up no name."
-    names = [f"wikidpo.{p.stem}" for p in MODULES]
     code = f"""
 import importlib, sys
 def hook(event, args):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"):
         raise SystemExit(f"{{event}} {{args[1:]}}")
 sys.addaudithook(hook)
-for name in {names!r}: importlib.import_module(name)
+for name in {NAMES!r}: importlib.import_module(name)
 """
-    python(code, timeout=120)
+    python(code, timeout=600)
 
 
 @pytest.mark.slow
@@ -134,7 +147,10 @@ def test_installed_wheel_runs_the_lesson(wheel, tmp_path):
     )
     assert Path(where.stdout.strip()).is_relative_to(home)
 
-    done = subprocess.run([bin_dir / "wikidpo", "lesson"], cwd=empty, env=ENV | {"WANDB_MODE": "offline"}, capture_output=True, text=True)
+    done = subprocess.run(
+        [bin_dir / "wikidpo", "lesson"],
+        cwd=empty, env=ENV | {"WANDB_MODE": "offline"}, capture_output=True, text=True,
+    )
     assert done.returncode == 0, done.stderr
     summary = json.loads((empty / "runs/lesson/summary.json").read_text())
     assert {"mine", "train", "judge"} <= set(summary)

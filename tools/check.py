@@ -1,11 +1,12 @@
 """What `make test` runs. Every stage runs, whatever the ones before it found, and the last line counts them all.
 
     check.py                      all stages
-    check.py clean readme         these only
-    check.py pytest -k loss       one stage; options that follow go to pytest
+    check.py style readme         these only
+    check.py notebooks            the half of "tests" that are notebooks
+    check.py pytest -k loss       the other half; options that follow go to pytest
 
 The stages work on copies of the tree (what git tracks, and new files that it does not ignore), so they see what a clone
-would hold, and leave nothing behind.
+would hold, and leave nothing behind. "style" only reads, and reads the tree itself.
 """
 import ast
 import os
@@ -14,10 +15,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import xml.etree.ElementTree as ET
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 from configparser import ConfigParser
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +27,15 @@ from pathlib import Path
 import nbformat
 
 import readme
+import style as house
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKERS = 2  # notebooks, or files of tests, run at a time
-TIMEOUT = 900  # seconds a notebook or a command may take, pytest excepted
-NOT_SOURCE = shutil.ignore_patterns(".git", ".venv*", "runs", "wandb", "build", "dist", "__pycache__", "*.egg-info", ".*_cache")
+WORKERS = 2  # notebooks and files of tests run at a time
+TIMEOUT = 900  # seconds that a notebook or a command may take before it is taken to hang; pytest may take any
+SLOWEST = 20  # are named at the end of a run
+LEFTOVERS = (".git", ".venv*", "runs", "wandb", "build", "dist", "__pycache__", "*.egg-info", ".*_cache")
+NARROW = ("nbs/core", "nbs/lessons")  # where a learner reads
+COLUMNS = 100  # there; elsewhere what pyproject.toml says
 
 
 @dataclass
@@ -38,17 +44,25 @@ class Result:
     failed: int = 0
     detail: str = ""  # what a person needs in order to mend it
     skipped: int = 0
+    remark: str = ""  # worth a look though nothing failed
 
     def fail(self, name: str, why: str) -> None:
         self.failed += 1
         self.detail += f"\n--- {name}\n{why.strip()}\n"
 
+    def add(self, name: str, why: str) -> None:
+        "One check more: `why` is empty where it passed."
+        if why:
+            self.fail(name, why)
+        else:
+            self.passed += 1
+
 
 def copy_tree(root: Path, to: Path) -> Path:
-    "Copy the source files of `root` into the new folder `to`: git's list, or all but the usual leftovers where there is no git."
+    "Copy the sources of `root` into the new folder `to`: git's list, or without git all but the usual leftovers."
     git = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=root, capture_output=True, text=True)
     if git.returncode:
-        shutil.copytree(root, to, ignore=NOT_SOURCE)
+        shutil.copytree(root, to, ignore=shutil.ignore_patterns(*LEFTOVERS))
     for name in filter(None, git.stdout.split("\0")):
         if (root / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
@@ -56,64 +70,113 @@ def copy_tree(root: Path, to: Path) -> Path:
     return to
 
 
-def run(*command: str, cwd: Path, timeout: float | None = TIMEOUT) -> tuple[int, str]:
-    "Run a program of this environment in `cwd`: its exit status, and all it wrote, with paths relative to `cwd`."
-    bin_dir = Path(sys.executable).parent
-    # A test run logs to nobody's account; what runs at a time shares the cores.
-    env = os.environ | {
-        "PATH": f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}",
+def environment(cwd: Path) -> dict:
+    "A test run logs to nobody's account; what runs at a time shares the cores."
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "OMP_NUM_THREADS": "1",
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(cwd),
         "MPLBACKEND": "agg",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    try:
-        done = subprocess.run(
-            [sys.executable, *command] if command[0] == "-m" else [str(bin_dir / command[0]), *command[1:]],
-            cwd=cwd, env=env, timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            encoding="utf-8", errors="replace",
-        )
-    except subprocess.TimeoutExpired as e:
-        return 1, f"stopped after {timeout:.0f} seconds\n{(e.stdout or b'').decode(errors='replace')}"
-    return done.returncode, done.stdout.replace(f"{cwd}/", "")
+
+
+def run(*command: str, cwd: Path, timeout: float | None = TIMEOUT, show: str = "") -> tuple[int, str]:
+    """Run a program of this environment, or a script of ours, in `cwd`: its exit status, and all it wrote, with paths
+    relative to `cwd`. Lines that `show` matches are printed while it runs."""
+    env = environment(cwd)
+    program, *options = (sys.executable, *command) if command[0].endswith(".py") else command
+    if not shutil.which(program, path=env["PATH"]):
+        return 1, f"{program} is not installed: run `make install`"
+    process = subprocess.Popen(
+        [shutil.which(program, path=env["PATH"]), *options],
+        cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        encoding="utf-8", errors="replace",
+    )
+    watch = threading.Timer(timeout or threading.TIMEOUT_MAX, process.kill)
+    watch.start()
+    written = []
+    for line in process.stdout:
+        written.append(line)
+        if show and re.search(show, line):
+            print(" ", line.strip(), flush=True)
+    stopped = "" if watch.is_alive() else f"stopped after {timeout:.0f} seconds\n"
+    watch.cancel()
+    return process.wait(), stopped + "".join(written).replace(f"{cwd}/", "")
+
+
+def nbdev(command: str, cwd: Path, *options: str) -> tuple[int, str]:
+    return run(f"nbdev_{command}", *options, cwd=cwd)
+
+
+def nbdev_test(notebook: str, cwd: Path) -> str:
+    "Run one notebook from top to bottom: what went wrong, or nothing."
+    status, log = nbdev("test", cwd, "--path", notebook, "--n_workers", "0")
+    return log.split("\nnbdev Tests Failed")[0] or "failed, and said nothing" if status else ""
 
 
 def notebooks(root: Path) -> list[str]:
     "Every notebook that nbdev looks at, relative to `root`."
-    names = (p.relative_to(root) for p in sorted((root / "nbs").rglob("*.ipynb")))
-    return [n.as_posix() for n in names if not any(part[0] in "_." for part in n.parts)]
+    names = [p.relative_to(root).as_posix() for p in sorted((root / "nbs").rglob("*.ipynb"))]
+    return [name for name in names if not re.search(r"/[_.]", name)]
 
 
 # --- the stages: each takes the tree, a scratch folder and pytest's options
 
 
+def style(root: Path, scratch: Path, _) -> Result:
+    "The text: ruff, chkstyle on the notebooks, tools/style.py, and mypy on core."
+    result = Result()
+    rooms = [room for room in house.ROOMS if (root / room).exists()]
+    narrow = [room for room in NARROW if (root / room).exists()]
+    ruff = ("ruff", "check", "--no-cache", "--output-format", "concise")
+    result.add("ruff", failure(*ruff, *rooms, cwd=root))
+    if narrow:
+        columns = ("--select", "E501", "--line-length", str(COLUMNS))
+        result.add("ruff, where a learner reads", failure(*ruff, *columns, *narrow, cwd=root))
+    if shutil.which("chkstyle", path=environment(root)["PATH"]):
+        said = failure("chkstyle", "--show-rule", "nbs", cwd=root)
+        result.add("chkstyle", "\n".join(re.findall(r"^# (.+)", said, re.M)) or said)
+    else:  # it wants fastcore 2 and nbdev 2 wants fastcore 1, so that they cannot share an environment
+        result.skipped += 1
+    result.add("tools/style.py", "\n".join(house.check(root, rooms)))
+    if (root / "wikidpo/core").exists():
+        result.add("mypy", failure("mypy", "--no-error-summary", f"--cache-dir={scratch}", "wikidpo/core", cwd=root))
+    return result
+
+
+def failure(*command: str, cwd: Path) -> str:
+    "What a command says when it fails, and nothing when it does not."
+    status, log = run(*command, cwd=cwd)
+    return log or "failed, and said nothing" if status else ""
+
+
+def modules(tree: Path) -> dict[str, bytes]:
+    return {p.relative_to(tree).as_posix(): p.read_bytes() for p in (tree / "wikidpo").rglob("*.py")}
+
+
 def export(root: Path, scratch: Path, _) -> Result:
     "wikidpo/*.py are what nbdev_export makes of the notebooks, byte for byte, and nothing else."
     tree = copy_tree(root, scratch / "tree")
-    modules = lambda: {p.relative_to(tree).as_posix(): p.read_bytes() for p in (tree / "wikidpo").rglob("*.py")}
-    before = modules()
+    before = modules(tree)
     for name in before:
         if not name.endswith("__init__.py"):  # nbdev_export only sets the version in it
             (tree / name).unlink()
-    status, log = run("nbdev_export", cwd=tree)
+    status, log = nbdev("export", tree)
     if status:
         return Result(failed=1, detail=log)
-    after, result = modules(), Result()
+    after, result = modules(tree), Result()
     for name in sorted(before | after):
-        if before.get(name) == after.get(name):
-            result.passed += 1
-        elif name not in after:
-            result.fail(name, "no notebook exports it: remove it")
-        else:
-            result.fail(name, "differs from its notebook: run `make export`")
+        why = "differs from its notebook: run `make export`" if name in after else "no notebook exports it: remove it"
+        result.add(name, "" if before.get(name) == after.get(name) else why)
     return result
 
 
 def clean(root: Path, scratch: Path, _) -> Result:
     "Notebooks hold the outputs of a clean run, and nothing that changes from machine to machine."
     tree = copy_tree(root, scratch / "tree")
-    status, log = run("nbdev_clean", cwd=tree)
+    status, log = nbdev("clean", tree)
     if status:
         return Result(failed=1, detail=log)
     settings, result = ConfigParser(), Result()
@@ -123,10 +186,7 @@ def clean(root: Path, scratch: Path, _) -> Result:
         found = faults(name, nbformat.read(tree / name, as_version=4), root, flags)
         if (tree / name).read_bytes() != (root / name).read_bytes():
             found.append("not clean: run `nbdev_clean`")
-        if found:
-            result.fail(name, "\n".join(found))
-        else:
-            result.passed += 1
+        result.add(name, "\n".join(found))
     return result
 
 
@@ -136,52 +196,84 @@ def readme_in_sync(root: Path, scratch: Path, _) -> Result:
     return Result(failed=1, detail="\n".join(found)) if found else Result(passed=1)
 
 
-def notebooks_run(root: Path, scratch: Path, _) -> Result:
+def tests(root: Path, scratch: Path, options: list[str]) -> Result:
+    """Every notebook, from top to bottom, and tests/, from one queue. Not what is marked slow or vllm; what is marked
+    browser only where there is a Chromium, and a lesson that runs there is not run by nbdev as well."""
+    seen = "nbs/lessons/" if seen_in_browser(root, options) else "nothing"
+    return queue(root, scratch, ["tests", *(n for n in notebooks(root) if not n.startswith(seen))], options)
+
+
+def notebooks_run(root: Path, scratch: Path, options: list[str]) -> Result:
     "Every notebook runs from top to bottom (nbdev_test)."
-    tree, result = copy_tree(root, scratch / "tree"), Result()
-
-    def one(name):
-        start = time.perf_counter()
-        status, log = run("nbdev_test", "--path", name, "--n_workers", "0", cwd=tree)
-        print(f"  {name} {'FAILED' if status else 'ok'} ({time.perf_counter() - start:.0f} s)", flush=True)
-        return name, status, log
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for name, status, log in pool.map(one, notebooks(tree)):
-            if status:
-                result.fail(name, log.split("\nnbdev Tests Failed")[0])
-            else:
-                result.passed += 1
-    return result
+    return queue(root, scratch, notebooks(root), options)
 
 
 def pytest(root: Path, scratch: Path, options: list[str]) -> Result:
     "tests/, without those marked slow or vllm; those marked browser only where there is a Chromium."
+    return queue(root, scratch, ["tests"], options)
+
+
+def seen_in_browser(root: Path, options: list[str]) -> bool:
+    "Whether tests/test_browser.py will run every lesson in a real JupyterLab."
+    return bool(shutil.which("chromium")) and (root / "tests/test_browser.py").exists() and not options
+
+
+def queue(root: Path, scratch: Path, what: list[str], options: list[str]) -> Result:
+    "Run notebooks and folders of tests with tools/one_queue.py."
     tree, report = copy_tree(root, scratch / "tree"), scratch / "pytest.xml"
-    own = ("-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junitxml={report}", "-n", str(WORKERS), "--dist", "loadfile")
+    own = ("-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"-n{WORKERS}", f"--junitxml={report}")
     marked = ("-m", "not slow and not vllm") if shutil.which("chromium") else ()
-    status, log = run("-m", "pytest", *own, *marked, *options, cwd=tree, timeout=None)
+    script = str(Path(__file__).with_name("one_queue.py"))
+    status, log = run(script, *own, *marked, *options, *what, cwd=tree, timeout=None, show=r"\[ *\d+%\]$")
     if not report.exists():
         return Result(failed=1, detail=log)
-    suites = list(ET.parse(report).getroot().iter("testsuite"))
-    tests, failures, errors, skipped = (sum(int(s.get(k, 0)) for s in suites) for k in ("tests", "failures", "errors", "skipped"))
+    return count(ET.parse(report).getroot(), status, log)
+
+
+def count(report: ET.Element, status: int, log: str) -> Result:
+    "What a JUnit report says."
+    n = Counter()
+    for suite in report.iter("testsuite"):
+        n.update({key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")})
     # A test that passes and then fails in its teardown counts twice in failures + errors; no test at all is a failure.
-    failed = max(failures + errors, int(status != 0))
-    return Result(max(tests - failed - skipped, 0), failed, log if failed else "", skipped)
+    failed = max(n["failures"] + n["errors"], int(status != 0))
+    passed = max(n["tests"] - failed - n["skipped"], 0)
+    return Result(passed, failed, log if failed else "", n["skipped"], slowest(report))
 
 
-STAGES = {"export": export, "clean": clean, "readme": readme_in_sync, "notebooks": notebooks_run, "pytest": pytest}
+def slowest(report: ET.Element) -> str:
+    "What took longest, setup and teardown counted in."
+    cases = [(float(case.get("time", 0)), case.get("classname"), case.get("name")) for case in report.iter("testcase")]
+    ranked = sorted(cases, reverse=True)[:SLOWEST]
+    return "\n".join(["The slowest:", *(f"{seconds:6.1f} s  {where} {name}" for seconds, where, name in ranked)])
+
+
+STAGES = {
+    "style": style,
+    "export": export,
+    "clean": clean,
+    "readme": readme_in_sync,
+    "tests": tests,
+    "notebooks": notebooks_run,
+    "pytest": pytest,
+}
+ALL = ("style", "export", "clean", "readme", "tests")
 
 
 # --- what must not be in a committed notebook
 
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|Users|var/folders)/")
 PROGRESS_BAR = re.compile(r"\d%\|.*\||\d(?:it/s|s/it)\b|\r(?!\n)")
+WIDGETS = {
+    "application/vnd.jupyter.widget-state+json": "widget state",
+    "application/vnd.jupyter.widget-view+json": "a widget, which is dead without its kernel: run the "
+    "notebook without a browser (nbclient), which leaves the static twin",
+}
 DIRECTIVE = re.compile(r"^#\|\s*(.+?)\s*$", re.M)
 
 
 def is_run(source: str, flags: list[str]) -> bool:
-    "Whether a plain test run executes the cell: not where `#| eval: false` or one of the project's test flags stands in it."
+    "Whether a plain test run executes the cell: not where `#| eval: false` or one of the project's test flags stands."
     directives = [d.replace(":", " ").split() for d in DIRECTIVE.findall(source)]
     return not any(d[0] in flags or d == ["eval", "false"] for d in directives)
 
@@ -192,8 +284,8 @@ def shows(source: str) -> bool:
         body = ast.parse(re.sub(r"^\s*[%!].*$", "", source, flags=re.M)).body
     except SyntaxError:
         return False
-    calls = (ast.unparse(node.value.func) for node in body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call))
-    return any(c in ("print", "display", "plt.show") for c in calls)
+    values = (node.value for node in body if isinstance(node, ast.Expr))
+    return any(isinstance(v, ast.Call) and ast.unparse(v.func) in ("print", "display", "plt.show") for v in values)
 
 
 def faults(name: str, nb, root: Path, flags: list[str]) -> list[str]:
@@ -201,31 +293,46 @@ def faults(name: str, nb, root: Path, flags: list[str]) -> list[str]:
     found = []
     if "widgets" in nb.metadata:
         found.append("metadata.widgets: code hosts then refuse to show the page")
-    code = [c for c in nb.cells if c.cell_type == "code"]
-    if name.startswith("nbs/lessons/") and not any(c.outputs for c in code):
+    if name.startswith("nbs/lessons/") and not any(c.get("outputs") for c in nb.cells):
         found.append("no outputs: a lesson is committed with those of a clean run")
     for n, cell in enumerate(nb.cells):
         if cell.cell_type != "code":
             continue
-        where = f"cell {n} ({cell.id})"
+        wrong = [fault for output in cell.outputs for fault in output_faults(output, root)]
         if not cell.outputs and is_run(cell.source, flags) and shows(cell.source):
-            found.append(f"{where}: shows something, but no output is committed")
-        for output in cell.outputs:
-            if output.output_type == "error":
-                found.append(f"{where}: an error as output: {output.ename}")
-                continue
-            data = output.get("data", {"text/plain": output.get("text", "")})
-            if "application/vnd.jupyter.widget-state+json" in data:
-                found.append(f"{where}: widget state")
-            if "application/vnd.jupyter.widget-view+json" in data:
-                found.append(f"{where}: a widget, which is dead without its kernel: run the notebook without a browser (nbclient), which leaves the static twin")
-            text = "\n".join(v for k, v in data.items() if k.startswith("text/") or k == "image/svg+xml")
-            text = text.replace(f"{root}/", "/home/HERE/")
-            if path := MACHINE_PATH.search(text):
-                found.append(f"{where}: a path of one machine: {text[max(path.start() - 20, 0):path.end() + 40]!r}")
-            if bar := PROGRESS_BAR.search(text):
-                found.append(f"{where}: a progress bar: {bar[0]!r}")
+            wrong.append("shows something, but no output is committed")
+        found += [f"cell {n} ({cell.id}): {fault}" for fault in wrong]
     return found
+
+
+def output_faults(output, root: Path) -> list[str]:
+    "What is wrong with one output."
+    if output.output_type == "error":
+        return [f"an error as output: {output.ename}"]
+    data = output.get("data", {"text/plain": output.get("text", "")})
+    text = "\n".join(v for k, v in data.items() if k.startswith("text/") or k == "image/svg+xml")
+    text = text.replace(f"{root}/", "/home/HERE/")
+    found = [why for kind, why in WIDGETS.items() if kind in data]
+    if path := MACHINE_PATH.search(text):
+        found.append(f"a path of one machine: {text[max(path.start() - 20, 0) : path.end() + 40]!r}")
+    if bar := PROGRESS_BAR.search(text):
+        found.append(f"a progress bar: {bar[0]!r}")
+    return found
+
+
+def one_stage(name: str, options: list[str]) -> Result:
+    "Run a stage, say how it went, and survive it."
+    start = time.perf_counter()
+    print(f"{name}: {STAGES[name].__doc__}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="wikidpo-") as scratch:
+        try:
+            result = STAGES[name](ROOT, Path(scratch).resolve(), options)
+        except Exception:
+            result = Result(failed=1, detail=traceback.format_exc())
+    skipped = f", {result.skipped} skipped" if result.skipped else ""
+    word, seconds = "FAILED" if result.failed else "ok", time.perf_counter() - start
+    print(f"  {word}: {result.passed} passed, {result.failed} failed{skipped} ({seconds:.0f} s)", flush=True)
+    return result
 
 
 def main(arguments: list[str]) -> int:
@@ -234,20 +341,10 @@ def main(arguments: list[str]) -> int:
         names.append(arguments.pop(0))
     if arguments and not arguments[0].startswith("-") and "pytest" not in names:
         sys.exit(f"error: no stage {arguments[0]!r}: there are {', '.join(STAGES)}")
-    results = {}
-    for name in names or STAGES:
-        stage, start = STAGES[name], time.perf_counter()
-        print(f"{name}: {stage.__doc__}", flush=True)
-        with tempfile.TemporaryDirectory(prefix="wikidpo-") as scratch:
-            try:
-                result = stage(ROOT, Path(scratch).resolve(), arguments)
-            except Exception:
-                result = Result(failed=1, detail=traceback.format_exc())
-        results[name] = result
-        skipped = f", {result.skipped} skipped" if result.skipped else ""
-        word = "FAILED" if result.failed else "ok"
-        print(f"  {word}: {result.passed} passed, {result.failed} failed{skipped} ({time.perf_counter() - start:.0f} s)", flush=True)
+    results = {name: one_stage(name, arguments) for name in names or ALL}
     for name, result in results.items():
+        if result.remark:
+            print(f"\n{result.remark}")
         if result.failed:
             print(f"\n===== {name}: {result.failed} failed\n{result.detail.rstrip()}")
     failed = sum(r.failed for r in results.values())

@@ -6,6 +6,7 @@ the packages of its Python (`make install SYSTEM_TORCH=1`), the same with torch 
 and without pins for what torch itself depends on.
 """
 import sys
+from configparser import ConfigParser
 from importlib import metadata
 from pathlib import Path
 
@@ -38,12 +39,19 @@ def reached(*requirements: str) -> dict[str, metadata.Distribution]:
     return dists
 
 
+def oldest() -> int:
+    "The x of the oldest Python 3.x that settings.ini supports."
+    settings = ConfigParser(delimiters=["="])
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    return int(settings["DEFAULT"]["min_python"].removeprefix("3."))
+
+
 def pin(dist: metadata.Distribution) -> str:
-    "One line of constraints; a version that the oldest supported Pythons cannot install says so in a marker."
+    "One line of constraints; a version that the oldest supported Python cannot install says so in a marker."
     line = f"{dist.metadata['Name']}=={Version(dist.version).public}"
     allowed = SpecifierSet(dist.metadata["Requires-Python"] or "")
-    oldest = next(minor for minor in range(10, 100) if allowed.contains(f"3.{minor}.50"))
-    return line if oldest == 10 else f'{line} ; python_version >= "3.{oldest}"'
+    needed = next(minor for minor in range(oldest(), 100) if allowed.contains(f"3.{minor}.50"))
+    return line if needed == oldest() else f'{line} ; python_version >= "3.{needed}"'
 
 
 def freeze() -> str:
@@ -56,9 +64,11 @@ def system_torch(constraints: str) -> str:
     try:
         torch = metadata.distribution("torch")
     except metadata.PackageNotFoundError:
-        sys.exit(f"error: SYSTEM_TORCH=1, but {sys._base_executable} has no torch: name the Python that has it, PYTHON=...")
+        python = sys._base_executable
+        sys.exit(f"error: SYSTEM_TORCH=1, but {python} has no torch: name the Python that has it, PYTHON=...")
     theirs = reached("torch")
-    kept = [line for line in constraints.splitlines() if line[:1] != "#" and canonicalize_name(Requirement(line).name) not in theirs]
+    pins = [line for line in constraints.splitlines() if line[:1] != "#"]
+    kept = [line for line in pins if canonicalize_name(Requirement(line).name) not in theirs]
     return "\n".join([f"torch=={torch.version}", *kept, ""])
 
 
