@@ -222,7 +222,7 @@ def test_unknown_stage_is_refused():
 
 
 def test_constraints_pin_every_requirement():
-    "Each requirement of settings.ini has an exact pin that it accepts; no line names an index, a path or a local build."
+    "Each requirement of settings.ini has an exact pin that it accepts; no line names an index, a path or a build."
     from configparser import ConfigParser
 
     from packaging.requirements import Requirement
@@ -231,7 +231,9 @@ def test_constraints_pin_every_requirement():
     text = (ROOT / "constraints.txt").read_text()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     pins = {canonicalize_name(r.name): r for r in map(Requirement, lines)}
-    assert len(pins) == len(lines) and all([s.operator for s in r.specifier] == ["=="] for r in pins.values())
+    assert len(pins) == len(lines)
+    for pin in pins.values():
+        assert [s.operator for s in pin.specifier] == ["=="]
     assert not any("+" in line or "@" in line for line in lines)
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
