@@ -81,9 +81,7 @@ def logps(model, ids, mask):
 
 def loss(policy, ref, batch, task):
     "DPO's, of a batch as `collate` makes it"
-    chosen, chosen_mask, rejected, rejected_mask = batch
-    ids = torch.cat([chosen, rejected]).to(task["device"])
-    mask = torch.cat([chosen_mask, rejected_mask]).to(task["device"])
+    ids, mask = (torch.cat(part).to(task["device"]) for part in (batch[0::2], batch[1::2])) # chosen, then rejected
     with autocast(task):
         policy_logps = logps(policy, ids, mask)
         with torch.no_grad(): ref_logps = logps(ref, ids, mask)

@@ -42,8 +42,7 @@ def lesson(output: str = "2\n", source: str = "print(one() + 1)") -> list:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("toy")
-    for name in ("settings.ini", "pyproject.toml"):
-        shutil.copy(ROOT / name, root)
+    shutil.copy(ROOT / "settings.ini", root)
     (root / "tests").mkdir()
     (root / "tests/test_one.py").write_text("from wikidpo.core import one\ndef test_one(): assert one() == 1\n")
     (root / "wikidpo").mkdir()
@@ -157,29 +156,6 @@ def test_pytest_counts_and_passes_options_on(toy):
     assert (result.passed, result.failed) == (1, 0)
 
 
-@pytest.mark.parametrize(
-    "source, who, why",
-    [
-        ("x = 1; print(2)", "ruff", "E702"),
-        (f"x = '{105 * 'x'}'\nprint(2)".replace("xx", "x "), "ruff, where a learner reads", "E501"),
-        ("print(\n        2)", "chkstyle", "[continuation-indent]"),
-        ("a, b, c, d = 1, 2, 3, 4\nprint(2)", "tools/style.py", "cell cell3: line 1: assignment"),
-    ],
-    ids=lambda x: x.split()[0],
-)
-def test_style_finds(source, who, why, toy):
-    write(toy / "nbs/lessons/01_one.ipynb", *lesson(source=source))
-    result = stage("style", toy)
-    assert (result.passed, result.failed) == (3, 1), result.detail
-    assert f"--- {who}\n" in result.detail and why in result.detail
-
-
-def test_core_is_checked_for_types(toy):
-    (toy / "wikidpo/core").mkdir()
-    (toy / "wikidpo/core/loss.py").write_text("def loss(z): return z\nloss(1, 2)\n")
-    assert "Too many arguments" in stage("style", toy).detail
-
-
 def test_no_test_at_all_is_a_failure(toy):
     assert stage("pytest", toy, "-k", "nothing_is_called_this").failed == 1
 
@@ -228,7 +204,7 @@ def test_every_stage_runs_and_the_last_line_counts(toy, monkeypatch, capsys):
     monkeypatch.setattr(check, "ROOT", toy)
     assert check.main([]) == 1
     out = capsys.readouterr().out
-    assert out.splitlines()[-1] == "11 passed, 2 failed"  # 3 checkers, 3 modules, 2 + 2 notebooks, 1 test; hand.py, README.md
+    assert out.splitlines()[-1] == "8 passed, 2 failed"  # 3 modules, 2 + 2 notebooks, 1 test; hand.py and README.md
     assert "===== export: 1 failed" in out and "===== readme: 1 failed" in out
     assert check.main(["clean"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "2 passed, 0 failed"
@@ -246,7 +222,7 @@ def test_unknown_stage_is_refused():
 
 
 def test_constraints_pin_every_requirement():
-    "Each requirement of settings.ini has an exact pin that it accepts; no line names an index, a path or a local build."
+    "Each requirement of settings.ini has an exact pin that it accepts; no line names an index, a path or a build."
     from configparser import ConfigParser
 
     from packaging.requirements import Requirement
@@ -255,7 +231,9 @@ def test_constraints_pin_every_requirement():
     text = (ROOT / "constraints.txt").read_text()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     pins = {canonicalize_name(r.name): r for r in map(Requirement, lines)}
-    assert len(pins) == len(lines) and all(str(r.specifier).startswith("==") for r in pins.values())
+    assert len(pins) == len(lines)
+    for pin in pins.values():
+        assert [s.operator for s in pin.specifier] == ["=="]
     assert not any("+" in line or "@" in line for line in lines)
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")

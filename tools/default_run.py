@@ -23,8 +23,10 @@ def wikidpo(*words) -> None:
     subprocess.run(command, check=True, cwd=ROOT)
 
 
-def summary(name: str) -> dict:
-    return json.loads((RUNS / name / "summary.json").read_text())
+def summaries(tail: str) -> list[dict]:
+    "summary.json of one kind of run, a seed each."
+    paths = [RUNS / f"seed{seed}{tail}" / "summary.json" for seed in SEEDS]
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def run(seed: int, lr: float) -> None:
@@ -72,7 +74,7 @@ def main() -> None:
     lr = PROFILE["train"]["lr"]
     for seed in SEEDS:
         run(seed, lr)
-    rows = {kind: [summary(f"seed{s}{tail}") for s in SEEDS] for kind, tail in KINDS.items()}
+    rows = {kind: summaries(tail) for kind, tail in KINDS.items()}
     results = {"lr": lr, "seeds": list(SEEDS), **rows}
     write_results("default_run", results)
     figure(results)
