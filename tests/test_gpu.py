@@ -59,7 +59,8 @@ def test_a_run_is_that_of_the_cpu(tmp_path, large, precision, tol):
 def test_what_does_not_fit_the_card_is_sampled_in_smaller_batches():
     torch.manual_seed(0)
     cfg = GPTConfig(TOK.get_vocab_size(), block_size=256, n_layer=8, n_head=8, n_embd=512, ffn_dim=1024)
-    model, asked, most, found = on_gpu(GPT(cfg).eval()), prompts("mine")[:128], [], []
+    model, asked = on_gpu(GPT(cfg).eval()), prompts("mine")[:128]
+    most, found = [], []
     for share in (1., .02):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

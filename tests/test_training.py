@@ -233,8 +233,11 @@ def test_the_watched_pairs_are_computed_twice(files, data):
     "margins.jsonl holds two independent computations of the reference's log-probabilities, the second token by token"
     first = read_jsonl(files/"base"/"margins.jsonl")[0]
     watched = [data.rows[i] for i in range(0, 44, 44 // 32)[:8]]
-    want = torch.tensor([[by_definition(MINI, prompt, r) for r in sides] for prompt, *sides in watched])
-    assert first["tokens"] == [[len(r) for r in sides] for _, *sides in watched]
+
+    def logps(prompt, *sides): return [by_definition(MINI, prompt, side) for side in sides]
+
+    want = torch.tensor([logps(*row) for row in watched])
+    assert first["tokens"] == [[len(chosen), len(rejected)] for _, chosen, rejected in watched]
     for name in ("logps", "token_by_token"):
         assert torch.allclose(torch.tensor(first[name])[:8], want.float(), atol=1e-3), name
 

@@ -24,7 +24,7 @@ ROOMS = ("nbs", PACKAGE, "tests", "tools", "benchmarks", "setup.py")
 
 LINES = 25  # of code, in a function or an exported cell
 DEFINITIONS = 3  # in an exported cell
-EXAMPLE = 10  # statements in a cell that shows something
+EXAMPLE = 12  # statements in a cell that shows something: about ten
 FIGURE = 20  # the same in a cell that draws
 PAIRS = 3  # values in one tuple assignment
 STOREYS = 2  # conditional expressions inside each other

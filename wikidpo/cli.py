@@ -52,6 +52,7 @@ class Merge:
         from wikidpo.run.mine import merge
         return {"mine": merge(self.shards, self.out)}
 
+# %% ../nbs/cli.ipynb #338ef713
 @dataclass
 class Publish(PublishConfig):
     """Put the pairs of a run and a dataset card into a clone of your dataset repository; \
@@ -106,6 +107,7 @@ class Doctor:
         print(text)
         if cause: raise UserError(f"{self.run_folder} is sick: {cause}")
 
+# %% ../nbs/cli.ipynb #13b1ed7c
 @dataclass
 class Lesson(Common):
     "The whole lesson: mine, train, judge, report. Steps that are already done are kept"
@@ -126,9 +128,11 @@ class Lesson(Common):
         return summary
 
     def _seed_all(self):
-        for name in ("teacher", "mine", "train", "judge"): setattr(self, name, replace(getattr(self, name), seed=self.seed))
+        for name in ("teacher", "mine", "train", "judge"):
+            setattr(self, name, replace(getattr(self, name), seed=self.seed))
 
-# %% ../nbs/cli.ipynb #6ad9ae2f
+# %% ../nbs/cli.ipynb #fdba7f8d
+# style: two verbs and their fields
 @dataclass
 class Rig(Common):
     "Look whether this machine is ready for the lesson, measure its rates, and print what the lesson will take"
@@ -190,7 +194,8 @@ class Sft(Common):
 
     def run(self):
         from wikidpo.world.sft import sft
-        if self.out.exists() and any(self.out.iterdir()): raise UserError(f"{self.out}: is not empty; choose another --out")
+        if self.out.exists() and any(self.out.iterdir()):
+            raise UserError(f"{self.out}: is not empty; choose another --out")
         return {"sft": sft(self.sft, self.out)}
 
 # %% ../nbs/cli.ipynb #15361b8b
@@ -246,6 +251,7 @@ def step_config(name, profile, profile_name, verb): # a section; all sections; w
             if value := os.environ.get(f"WIKIDPO_TEACHER_{key.upper()}"): values[key] = value
     return section(CONFIGS[name], name, values)
 
+# %% ../nbs/cli.ipynb #af079f5f
 def parse(words:list)->object:
     "The verb's dataclass, filled from profile, config file, environment and flags, in rising order of precedence"
     name, *flags = words
@@ -292,6 +298,7 @@ def usage()->str:
     verbs = "\n".join(f"  {name:9}{verb.__doc__}" for name, verb in VERBS.items())
     return f"usage: wikidpo COMMAND [flags]\n\n{verbs}\n\n`wikidpo COMMAND --help` explains every flag."
 
+# %% ../nbs/cli.ipynb #df07958a
 def leave(status:int, line:str):
     "End with a line on stderr"
     print(line, file=sys.stderr)

@@ -16,6 +16,7 @@ from .chat import encode_prompt, encode_response, end_id
 from .files import UserError, read_jsonl
 
 # %% ../../nbs/core/data.ipynb #b133679b
+# style: one class, a few lines a method
 class PairDataset(Dataset):
     """Rows of (prompt, chosen, rejected) token ids from pairs.jsonl.
 

@@ -113,6 +113,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 # %% ../../nbs/core/model.ipynb #96441195
+# style: one class, to be read from top to bottom
 class GPT(nn.Module):
     "WikiGPT; weights as in GPT-2's initialisation"
     def __init__(self, cfg): # GPTConfig
@@ -185,6 +186,7 @@ class KVCache:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=self.seen[:, None, None])
         return attend_to_past
 
+# %% ../../nbs/core/model.ipynb #8ce13dcf
 @torch.no_grad()
 def prefill(model, # GPT
             ids, # (B, T) right-padded prompts

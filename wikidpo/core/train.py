@@ -80,15 +80,16 @@ class MeanMetrics:
     def means(self, total=lambda sums: sums): # over all processes, where there are several
         return dict(zip(METRICS, total(self.sums).tolist()))
 
-# %% ../../nbs/lessons/06_training.ipynb #8bb585c4
-class PlainEngine: # style: one class, a line or two for each thing that a machine does
+# %% ../../nbs/lessons/06_training.ipynb #29a065b7
+class PlainEngine:
     """How a step is run, the plain way.
 
     Another engine may be faster, or larger than one machine; it must not change what is computed."""
     @contextmanager
     def running(self, policy, ref, dataset, schedule, cfg):
         "Around the whole run; what an engine puts on the models is taken off again here"
-        self.policy, self.ref, self.dataset, self.cfg = policy, ref, dataset, cfg
+        self.policy, self.ref = policy, ref
+        self.dataset, self.cfg = dataset, cfg
         yield
 
     def start(self):
@@ -122,6 +123,7 @@ class PlainEngine: # style: one class, a line or two for each thing that a machi
         return norm.item()
 
 # %% ../../nbs/lessons/06_training.ipynb #24cdb98e
+# style: the whole loop in one look
 def accumulate(engine, pair_ids, cfg)->MeanMetrics:
     "The gradient of one optimizer step, micro-batch by micro-batch; and what is logged of it"
     metrics = MeanMetrics(cfg.beta)

@@ -38,6 +38,7 @@ def pick_precision(precision:str, device:str)->str: # fp32, bf16, or auto: bf16 
     if precision != "auto": return precision
     return "bf16" if has_bf16(device) else "fp32"
 
+# %% ../../nbs/engine/accelerate.ipynb #3987350d
 def is_large(model)->bool:
     "Whether a model has so many parameters that what speeds it up pays, and what this takes to begin does not count"
     return sum(p.numel() for p in model.parameters()) >= 20e6

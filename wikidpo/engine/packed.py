@@ -24,6 +24,7 @@ def packed_linear(x, # (..., in) in bf16
     "x times a packed weight, (..., out)"
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
+# %% ../../nbs/engine/packed.ipynb #a90e4744
 def call_packed_linear(*args):
     "`packed_linear`, looked up at each call, so that a benchmark can put its clock around it"
     return packed_linear(*args)

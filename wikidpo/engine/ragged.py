@@ -20,8 +20,9 @@ from ..core.logps import full_logits
 from ..core.model import GPT, Block, causal
 from ..core.sample import draw, sample_k
 
-# %% ../../nbs/engine/ragged.ipynb #84506850
-class SharedCache: # style: one state, and the few ways in which it changes
+# %% ../../nbs/engine/ragged.ipynb #bfe869df
+# style: one state, and the few ways in which it changes
+class SharedCache:
     "Keys and values while K responses of each prompt grow: the prompts' once, the new tokens' a column a step for all rows"
     def __init__(self,
                  k:int=1): # responses a prompt
@@ -208,6 +209,12 @@ class RowStates:
         self.number = torch.cat([self.number, new])
         self.step, self.going = F.pad(self.step, (0, n)), F.pad(self.going, (0, n), value=True)
 
+    def count(self, drawn, end, max_new):
+        "A token more for each row; the numbers of those that go on"
+        self.step = self.step + 1
+        self.going = self.going & (drawn != end) & (self.step < max_new)
+        return self.going.nonzero()[:, 0]
+
     def keep(self, rows):
         self.number, self.step, self.going = self.number[rows], self.step[rows], self.going[rows]
 
@@ -230,25 +237,22 @@ def sample_rows(new_batch, # a ragged batch without rows: new_batch()
     "Tokens drawn, (K prompts, max_new); behind an end stands NOTHING"
     (n, max_new), k = u.shape, len(u) // len(prompts)
     tokens = torch.full((n, max_new + 1), NOTHING, device=u.device)   # the last column takes what finished rows draw
-    waiting = 0
+    rows, states, waiting = new_batch(), RowStates(u.device), 0
     while True:
-        rows, states = new_batch(), RowStates(u.device)
-        while True:
-            waiting = fill_batch(rows, states, prompts, waiting, k, batch)
-            at = torch.where(states.going, states.step, max_new)
-            own_u = u[states.number, at.clamp(max=max_new - 1)]
-            drawn = draw(rows.logits, temp[states.number], own_u, top_k)
-            tokens[states.number, at] = drawn
-            states.step = states.step + 1
-            states.going = states.going & (drawn != end) & (states.step < max_new)
-            left = states.going.nonzero()[:, 0]
-            if not len(left): break
-            if len(left) <= .75 * len(states.number):
-                rows.keep(left)
-                states.keep(left)
-                drawn = drawn[left]
+        waiting = fill_batch(rows, states, prompts, waiting, k, batch)
+        at = torch.where(states.going, states.step, max_new)
+        own_u = u[states.number, at.clamp(max=max_new - 1)]
+        drawn = draw(rows.logits, temp[states.number], own_u, top_k)
+        tokens[states.number, at] = drawn
+        going = states.count(drawn, end, max_new)
+        if len(going):
+            if len(going) <= .75 * len(states.number):
+                rows.keep(going)
+                states.keep(going)
+                drawn = drawn[going]
             rows.append(drawn)
-        if waiting == len(prompts): return tokens[:, :-1]
+        elif waiting < len(prompts): rows, states = new_batch(), RowStates(u.device)
+        else: return tokens[:, :-1]
 
 # %% ../../nbs/engine/ragged.ipynb #6edc2d86
 def prompts_that_fit(cfg, # GPTConfig
@@ -291,7 +295,7 @@ def generate_ragged(model, # GPT, or any model(ids, targets) -> (logits, loss)
         except torch.OutOfMemoryError:
             if batch == 1: raise UserError(TOO_LARGE.format(k, max_new)) from None
             batch //= 2
-        else: return [[i for i in row if i != NOTHING] for row in tokens]
+        else: return [row[:row.index(NOTHING)] if NOTHING in row else row for row in tokens]
 
 TOO_LARGE = ("{} responses of {} tokens to one prompt do not fit the memory that is free; "
              "lower max_new, or give the teacher less")

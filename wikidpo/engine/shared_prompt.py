@@ -32,7 +32,7 @@ class SharedPromptBatch:
 
     def to(self, device, pin=False):
         "On another device; with `pin` from memory that a GPU fetches while it works"
-        move = lambda t: (t.pin_memory() if pin else t).to(device, non_blocking=True) # style: ok
+        def move(t): return (t.pin_memory() if pin else t).to(device, non_blocking=True)
         return SharedPromptBatch(*(move(getattr(self, f.name)) for f in fields(self)))
 
 # %% ../../nbs/engine/shared_prompt.ipynb #e73390fe

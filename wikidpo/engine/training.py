@@ -19,8 +19,9 @@ from .distributed import (exchange_gradients, full_tensor, gather_weights, load_
 from .reference_cache import cached_table, logps_table, weights_digest
 from .scoring import Scoring, TrainingParts
 
-# %% ../../nbs/engine/training.ipynb #cec89f81
-class TrainingEngine(PlainEngine): # style: one class, a short method for each of PlainEngine's
+# %% ../../nbs/engine/training.ipynb #6bc9b3d7
+# style: one class, a short method for each of PlainEngine's
+class TrainingEngine(PlainEngine):
     "Runs the steps of `train_dpo` with parts put on; see `PlainEngine` for what each method does"
     def __init__(self,
                  choose, # choose(policy) -> TrainingParts

@@ -41,6 +41,8 @@ def logps_token_by_token(model, dataset, i, precision)->list:
         found.append(sum(logps[t - 1, ids[t]].item() for t in range(len(prompt), len(ids))))
     return found
 
+# %% ../../nbs/run/train.ipynb #93ef007e
+# style: one class, a few lines a method
 class MarginWatcher:
     "Writes the margins of some pairs to margins.jsonl, a dozen times in a run"
     def __init__(self, cfg, out, model, ref, dataset, steps): # RunTrainConfig; steps of the whole run
