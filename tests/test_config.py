@@ -45,7 +45,8 @@ def test_loss_options_are_refused_as_the_loss_refuses_them():
     assert complaint(check_loss_options) is None
 
 def test_a_run_trains_with_all_that_the_loop_needs():
-    loop, run = ({f.name for f in fields(cls)} for cls in (TrainConfig, config.RunTrainConfig))
+    loop = {f.name for f in fields(TrainConfig)}
+    run = {f.name for f in fields(config.RunTrainConfig)}
     assert loop < run
     assert run - loop == {"pairs", "reference", "save_every", "watch", "shard", "precision", "wandb", "project"}
 

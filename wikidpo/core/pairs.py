@@ -30,8 +30,7 @@ def _pair(chosen, rejected)->dict:
         "chosen_tokens": chosen["ids"],
         "rejected_tokens": rejected["ids"],
         "chosen_finished": chosen["finished"],
-        "rejected_finished": rejected["finished"],
-    }
+        "rejected_finished": rejected["finished"]}
 
 # %% ../../nbs/lessons/05_preference_pairs.ipynb #8143107a
 def make_pairs(samples, # scored responses, as in samples.jsonl

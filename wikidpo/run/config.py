@@ -112,8 +112,7 @@ class PublishConfig:
 TRAIN_CHOICES = {
     "reference": ("cached", "live"),
     "precision": ("fp32", "bf16", "auto"),
-    "wandb": ("online", "offline", "disabled", "auto"),
-}
+    "wandb": ("online", "offline", "disabled", "auto")}
 
 @dataclass
 class RunTrainConfig(TrainConfig):

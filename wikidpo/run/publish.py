@@ -63,6 +63,7 @@ def _fill_card(config, summary, pairs, license:str|None)->str:
         prompt_template=render_prompt("{prompt}", load_tokenizer(policy["tokenizer"]).chat),
         judge_prompt=JUDGE_TMPL)
 
+# %% ../../nbs/run/publish.ipynb #p0b10030
 def dataset_card(out, # run folder with a finished mining
                  license:str|None=None)->str:
     """The README.md of a published pairs.jsonl: what is in it, where it comes from, how it was filtered and
