@@ -4,14 +4,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wikidpo.hf import export
+from wikidpo.judge.config import VllmConfig
+from wikidpo.judge.vllm import Vllm
 from wikidpo.miniwiki import DATA
-from wikidpo.teacher import Vllm, VllmConfig
 
-CONTEXT = 1024 # a judging prompt has about 300 of MiniWiki's tokens, and its own context is 256; RoPE goes on, and a test needs no sense
-FLAGS = "--enforce-eager --kv-cache-memory-bytes 256M --max-logprobs 2048" # no compiling, a cache that fits anywhere, and the probability of every token
+# a judging prompt has about 300 of MiniWiki's tokens, its own context is 256; RoPE goes on, and a test needs no sense
+CONTEXT = 1024
+# no compiling, a cache that fits anywhere, and the probability of every token
+FLAGS = "--enforce-eager --kv-cache-memory-bytes 256M --max-logprobs 2048"
 
 def export_served(folder)->Path:
-    "MiniWiki as a Hugging Face folder, its heads widened to 64, which vLLM has code for on a CPU; with a longer context"
+    "MiniWiki as a Hugging Face folder with a longer context, its heads widened to 64, for which vLLM has CPU code"
     export(DATA/"model.safetensors", DATA/"tokenizer.json", folder, head_dim=64)
     for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
         path = Path(folder)/name
@@ -20,6 +23,7 @@ def export_served(folder)->Path:
 
 @contextmanager
 def served(folder, key=None, **settings):
-    "Export MiniWiki into `folder` and serve it while the block runs; yields a `Vllm`, whose url is the base URL and cfg.serve_model the model's name"
-    cfg = VllmConfig(**dict(serve_model=str(export_served(folder)), port=0, dtype="float32", max_model_len=CONTEXT, gpu_memory_utilization=.1, flags=FLAGS) | settings)
-    with Vllm(cfg, key) as v: yield v
+    "Export MiniWiki into `folder` and serve it while the block runs; yields a `Vllm` with its url and cfg.serve_model"
+    ours = dict(serve_model=str(export_served(folder)), port=0, dtype="float32", max_model_len=CONTEXT,
+                gpu_memory_utilization=.1, flags=FLAGS)
+    with Vllm(VllmConfig(**ours | settings), key) as server: yield server

@@ -21,7 +21,8 @@ def keep_in(results):
     return lambda item, result: results.append(item)
 
 def test_pool_does_all_once_whatever_the_order():
-    out, busy, most, lock = [], 0, 0, threading.Lock()
+    out, lock = [], threading.Lock()
+    busy, most = 0, 0
     def fn(i):
         nonlocal busy, most
         with lock:

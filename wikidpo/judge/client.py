@@ -103,7 +103,6 @@ def make_client(url:str="offline", # "offline", or the base URL of an OpenAI-com
     "A client for the teacher; raises `UserError` for a URL that is none"
     key, base = _checked_key(api_key), _checked_url(url)
     if url == "offline": http = httpx2.Client(transport=InProcess(offline_app(noise, position_bias, seed)))
-    # a teacher on this machine is not behind the proxy
     else: http = _Http(trust_env=base.host not in ("localhost", "127.0.0.1"))
     return openai.OpenAI(
         base_url=base.copy_with(query=None, fragment=None), default_query=dict(base.params), api_key=key,
@@ -191,7 +190,7 @@ def ask_judge(client, model:str, prompt:str, task:JudgingTask, probe:Probe)->Jud
     choices = task.labels if probe.constrained else None
     try:
         if probe.expected and task is SCORING: return _expected_score(client, model, messages, probe)
-        for tries in (1, 2):
+        for tries in (1, 2): # noqa: B007 the result says which
             reply = ask_once(client, model, messages, task.max_tokens, choices).message.content or ""
             if (value := task.parse(reply)) is not None: break
             messages += [dict(role="assistant", content=reply or "-"), dict(role="user", content=task.reminder)]

@@ -12,6 +12,7 @@ from contextlib import suppress
 from .config import TeacherLost
 
 # %% ../../nbs/judge/pool.ipynb #4cb4ed67
+# style: one class, since its two sides, the caller's and the threads', share what they change
 class JudgePool:
     "Calls in flight behind the caller's back: `fn(item)` in threads, `done(item, result)` as each comes, one at a time"
     def __init__(self, fn, # item -> result, usually by `ask_score` or `ask_verdict`; may raise `TeacherLost`

@@ -97,6 +97,25 @@ def _end_group(process):
         with suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+# %% ../../nbs/judge/vllm.ipynb #judge-vllm-wait
+def _replies(client, model):
+    "Whether one token comes; raises `UserError` for a server that answers and will not reply"
+    try: return bool(ask_once(client, model, [dict(role="user", content="Hello")], 1))
+    except openai.APIConnectionError: return False
+    except openai.APIError as e:
+        if error := teacher_error(e, client, model): raise error from None
+        raise UserError(f"{model} does not reply ({server_words(e, client)})") from None
+
+def _wait_for_token(server):
+    "Until a `Vllm` has produced a token; raises `UserError` if it stops before"
+    form = "vLLM starts: {elapsed}{postfix}"
+    with make_client(server.url, server.key, retries=0) as client, tqdm(bar_format=form, disable=QUIET) as bar:
+        while not _replies(client, server.cfg.serve_model):
+            with suppress(subprocess.TimeoutExpired):
+                server.process.wait(1)
+                raise UserError(server.why())
+            bar.set_postfix_str(server.output().strip().split("\n")[-1][-100:])
+
 # %% ../../nbs/judge/vllm.ipynb #4f0f1df7
 class Vllm:
     "vLLM's server while a `with` block lasts: `url` is its base URL; raises `UserError` if it does not start"
@@ -110,30 +129,11 @@ class Vllm:
         command = vllm_command(self.cfg)
         self.log = tempfile.TemporaryFile()
         self.process = _start_group(command, self.key, self.log)
-        try: self._wait()
+        try: _wait_for_token(self)
         except BaseException:
             self.close()
             raise
         return self
-
-    def _wait(self):
-        "Until it has produced a token"
-        form = "vLLM starts: {elapsed}{postfix}"
-        with make_client(self.url, self.key, retries=0) as client, tqdm(bar_format=form, disable=QUIET) as bar:
-            while not self._replies(client):
-                with suppress(subprocess.TimeoutExpired):
-                    self.process.wait(1)
-                    raise UserError(self.why())
-                bar.set_postfix_str(self.output().strip().split("\n")[-1][-100:])
-
-    def _replies(self, client):
-        "Whether one token comes; raises `UserError` for a server that answers and will not reply"
-        model = self.cfg.serve_model
-        try: return bool(ask_once(client, model, [dict(role="user", content="Hello")], 1))
-        except openai.APIConnectionError: return False
-        except openai.APIError as e:
-            if error := teacher_error(e, client, model): raise error from None
-            raise UserError(f"{model} does not reply ({server_words(e, client)})") from None
 
     def output(self)->str:
         "What vLLM wrote"
