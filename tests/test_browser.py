@@ -68,7 +68,8 @@ class Lab:
             file.write_text(json.dumps(values))
         port = free_port()
         command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
-                   f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={self.tree}",
+                   f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=",
+                   f"--ServerApp.root_dir={self.tree}",
                    "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
         self.log = open(tmp/"lab.log", "w")
         self.server = subprocess.Popen(command, env=lab_environment(self.tree, tmp, settings), cwd=self.tree,
@@ -332,7 +333,7 @@ def test_formulas_in_the_browser(room):
 
 
 @in_the_notebook_of("inspector")
-def test_pair_inspector(room):
+def test_pair_inspector_filters_sorts_and_moves(room):
     w = widget(room, "Pair inspector")
     w.scroll_into_view_if_needed()
     python(room, "inspector.query, inspector.limits, inspector.order = '', {}, 'as mined'")
@@ -358,6 +359,15 @@ def test_pair_inspector(room):
     room.keyboard.press("k")
     wait(room, lambda: readout(w, "position") == f"{n - 1} of {n}")
     assert w.locator("[data-side=chosen]").inner_text() != first and w.locator("mark").count()
+
+
+@in_the_notebook_of("inspector")
+def test_pair_inspector_exports_and_says_what_is_wrong(room):
+    w = widget(room, "Pair inspector")
+    w.scroll_into_view_if_needed()
+    python(room, "inspector.query, inspector.limits = 'capital', {'gap': [6, None]}")
+    n = int(python(room, "print(len(inspector.selection))"))
+    wait(room, lambda: readout(w, "kept").startswith(f"{n} of 1,353"))
     w.get_by_text("more filters").click()
     w.get_by_label("chosen temperature, at most").fill("0.8")
     wait(room, lambda: "temp_chosen" in python(room, "print(inspector.limits)"))

@@ -73,7 +73,8 @@ def test_slider_takes_what_the_browser_sends_and_refuses_the_rest():
 @pytest.fixture
 def run(tmp_path):
     path = make_run(tmp_path/"run")
-    write_jsonl(path/"margins.jsonl", [{"step": s, "z": [s * v / 20 for v in range(-3, 12)]} for s in (0, 40, 80, 120)])
+    speeds = np.arange(-3, 12) / 20 # nats a step
+    write_jsonl(path/"margins.jsonl", [{"step": s, "z": (s * speeds).tolist()} for s in (0, 40, 80, 120)])
     return load_run(path)
 
 

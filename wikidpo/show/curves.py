@@ -18,7 +18,8 @@ from .run import Run
 
 # %% ../../nbs/show/curves.ipynb #2e1d6b85
 INK = "#4d4d4d" # text and axes; the report swaps this one colour for that of its page
-BLUE, RED, GREEN, AMBER, PINK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7" # Okabe and Ito
+BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73" # these and the next two: Okabe and Ito
+AMBER, PINK = "#E69F00", "#CC79A7"
 
 DASHES = "-", (0, (4, 2)), (0, (1, 1.5)) # first, second, third run
 

@@ -72,8 +72,8 @@ def differing(a:str, b:str, most:int=2000 # words: longer texts come back unmark
     "Both texts as [[piece, 1 if it differs else 0], ...]"
     x, y = (re.findall(r"\S+\s*|\s+", text) for text in (a, b))
     if max(len(x), len(y)) > most: return [[a, 0]], [[b, 0]]
-    words = [[word.strip() for word in text] for text in (x, y)]
-    spans = difflib.SequenceMatcher(None, *words, autojunk=False).get_opcodes()
+    x_words, y_words = [word.strip() for word in x], [word.strip() for word in y]
+    spans = difflib.SequenceMatcher(None, x_words, y_words, autojunk=False).get_opcodes()
     left = [["".join(x[i:j]), int(tag != "equal")] for tag, i, j, _, _ in spans if i < j]
     right = [["".join(y[i:j]), int(tag != "equal")] for tag, _, _, i, j in spans if i < j]
     return left, right
