@@ -1,4 +1,5 @@
-"A learner's own model.py in invented styles: recognised where its weights are a WikiGPT's, run as it is where they are not, and written back under its own names"
+"""A learner's own model.py in invented styles: recognised where its weights are a WikiGPT's, run as it is where they
+are not, and written back under its own names"""
 import copy, sys, time
 
 import pytest, torch
@@ -22,7 +23,8 @@ def causal(q, k, v): return F.scaled_dot_product_attention(q, k, v, is_causal=Tr
 def loss_of(logits, targets): return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
 '''
 
-# Llama's own style: separate matrices, neighbouring coordinates as complex numbers, the epsilon in the code, last position only without targets
+# Llama's own style: separate matrices, neighbouring coordinates as complex numbers, the epsilon in the code, last
+# position only without targets
 LLAMA = HEAD + '''
 @dataclass
 class GPTConfig:
@@ -36,13 +38,16 @@ class Attention(nn.Module):
     def forward(self, x, turn):
         B, T, C = x.shape
         q, k, v = (w(x).view(B, T, self.heads, -1) for w in (self.wq, self.wk, self.wv))
-        q, k = (torch.view_as_real(torch.view_as_complex(t.unflatten(-1, (-1, 2))) * turn[:T, None]).flatten(-2) for t in (q, k))
+        q, k = (torch.view_as_complex(t.unflatten(-1, (-1, 2))) * turn[:T, None] for t in (q, k))
+        q, k = torch.view_as_real(q).flatten(-2), torch.view_as_real(k).flatten(-2)
         return self.wo(causal(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2).reshape(B, T, C))
 
 class FeedForward(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.w1, self.w2, self.w3 = nn.Linear(c.dim, c.hidden, bias=False), nn.Linear(c.hidden, c.dim, bias=False), nn.Linear(c.dim, c.hidden, bias=False)
+        self.w1 = nn.Linear(c.dim, c.hidden, bias=False)
+        self.w2 = nn.Linear(c.hidden, c.dim, bias=False)
+        self.w3 = nn.Linear(c.dim, c.hidden, bias=False)
     def forward(self, x): return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 class Block(nn.Module):
@@ -91,8 +96,9 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.n_head = c.n_head
-        self.c_attn, self.c_proj = nn.Linear(c.n_embd, 3 * c.n_embd, bias=False), nn.Linear(c.n_embd, c.n_embd, bias=False)
-        self.register_buffer("bias", torch.tril(torch.ones(c.block_size, c.block_size)).view(1, 1, c.block_size, c.block_size))
+        self.c_attn = nn.Linear(c.n_embd, 3 * c.n_embd, bias=False)
+        self.c_proj = nn.Linear(c.n_embd, c.n_embd, bias=False)
+        self.register_buffer("bias", torch.tril(torch.ones(c.block_size, c.block_size))[None, None])
     def forward(self, x, cos, sin):
         B, T, C = x.shape
         q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in self.c_attn(x).split(C, dim=2))
@@ -104,13 +110,15 @@ class CausalSelfAttention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.c_gate, self.c_fc, self.c_proj = nn.Linear(c.n_embd, 48, bias=False), nn.Linear(c.n_embd, 48, bias=False), nn.Linear(48, c.n_embd, bias=False)
+        self.c_gate, self.c_fc = (nn.Linear(c.n_embd, 48, bias=False) for _ in range(2))
+        self.c_proj = nn.Linear(48, c.n_embd, bias=False)
     def forward(self, x): return self.c_proj(self.c_fc(x) * F.silu(self.c_gate(x)))
 
 class Block(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.ln_1, self.attn, self.ln_2, self.mlp = nn.RMSNorm(c.n_embd), CausalSelfAttention(c), nn.RMSNorm(c.n_embd), MLP(c)
+        self.ln_1, self.attn = nn.RMSNorm(c.n_embd), CausalSelfAttention(c)
+        self.ln_2, self.mlp = nn.RMSNorm(c.n_embd), MLP(c)
     def forward(self, x, cos, sin):
         x = x + self.attn(self.ln_1(x), cos, sin)
         return x + self.mlp(self.ln_2(x))
@@ -119,12 +127,16 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict(dict(wte=nn.Embedding(config.vocab_size, config.n_embd), h=nn.ModuleList(Block(config) for _ in range(config.n_layer)), ln_f=nn.RMSNorm(config.n_embd)))
+        self.transformer = nn.ModuleDict(dict(
+            wte=nn.Embedding(config.vocab_size, config.n_embd),
+            h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            ln_f=nn.RMSNorm(config.n_embd)))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.transformer.wte.weight = self.lm_head.weight
         d = config.n_embd // config.n_head
         angle = torch.outer(torch.arange(config.block_size).float(), 1.0 / 10000 ** (torch.arange(0, d, 2).float() / d))
-        self.register_buffer("cos", angle.cos()); self.register_buffer("sin", angle.sin())
+        self.register_buffer("cos", angle.cos())
+        self.register_buffer("sin", angle.sin())
     def forward(self, idx, targets=None):
         x = self.transformer.wte(idx)
         for block in self.transformer.h: x = block(x, self.cos, self.sin)
@@ -135,7 +147,8 @@ class GPT(nn.Module):
 # Hugging Face's style: long names, grouped key/value heads, halves, another RoPE base
 HF = HEAD + '''
 class GPTConfig:
-    def __init__(self, vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, max_position_embeddings=64, rms_norm_eps=1e-6, rope_theta=50000.0):
+    def __init__(self, vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
+                 num_key_value_heads, max_position_embeddings=64, rms_norm_eps=1e-6, rope_theta=50000.0):
         self.__dict__.update({k: v for k, v in locals().items() if k != "self"})
 
 def rotate_half(x):
@@ -146,14 +159,15 @@ class SelfAttention(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.c, d = c, c.hidden_size // c.num_attention_heads
-        self.q_proj, self.o_proj = nn.Linear(c.hidden_size, c.hidden_size, bias=False), nn.Linear(c.hidden_size, c.hidden_size, bias=False)
+        self.q_proj, self.o_proj = (nn.Linear(c.hidden_size, c.hidden_size, bias=False) for _ in range(2))
         self.k_proj, self.v_proj = (nn.Linear(c.hidden_size, d * c.num_key_value_heads, bias=False) for _ in range(2))
         self.inv_freq = 1.0 / (c.rope_theta ** (torch.arange(0, d, 2).float() / d))
     def forward(self, x):
         B, T, C = x.shape
         angle = torch.outer(torch.arange(T, device=x.device), self.inv_freq.to(x.device))
         cos, sin = torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
-        q, k, v = (p(x).view(B, T, -1, C // self.c.num_attention_heads).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        projections, d = (self.q_proj, self.k_proj, self.v_proj), C // self.c.num_attention_heads
+        q, k, v = (p(x).view(B, T, -1, d).transpose(1, 2) for p in projections)
         q, k = q * cos + rotate_half(q) * sin, k * cos + rotate_half(k) * sin
         k, v = (t.repeat_interleave(self.c.num_attention_heads // self.c.num_key_value_heads, 1) for t in (k, v))
         return self.o_proj(causal(q, k, v).transpose(1, 2).reshape(B, T, C))
@@ -169,7 +183,8 @@ class DecoderLayer(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.self_attn, self.mlp = SelfAttention(c), MLP(c)
-        self.input_layernorm, self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps), RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
     def forward(self, x):
         x = x + self.self_attn(self.input_layernorm(x))
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -177,7 +192,8 @@ class DecoderLayer(nn.Module):
 class Model(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.embed_tokens, self.layers = nn.Embedding(c.vocab_size, c.hidden_size), nn.ModuleList(DecoderLayer(c) for _ in range(c.num_hidden_layers))
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(c) for _ in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
     def forward(self, ids):
         x = self.embed_tokens(ids)
@@ -195,16 +211,19 @@ class GPT(nn.Module):
         return logits, None if targets is None else loss_of(logits, targets)
 '''
 
-# Terse: weights as x @ w, key and value fused, up before gate, the output first, the norms last, no head, neighbours turned backwards
+# Terse: weights as x @ w, key and value fused, up before gate, the output first, the norms last, no head, neighbours
+# turned backwards
 TERSE = HEAD + '''
 class GPTConfig:
-    def __init__(self, V, D, L, H, F, seq): self.V, self.D, self.L, self.H, self.F, self.seq = V, D, L, H, F, seq
+    def __init__(self, V, D, L, H, F, seq): self.__dict__.update(V=V, D=D, L=L, H=H, F=F, seq=seq)
 
 class B(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.c, p = c, lambda *s: nn.Parameter(torch.randn(*s) * .02)
-        self.o, self.d, self.q, self.kv, self.ug = p(c.D, c.D), p(c.F, c.D), p(c.D, c.D), p(c.D, 2 * c.D), p(c.D, 2 * c.F)
+        self.c = c
+        def p(*s): return nn.Parameter(torch.randn(*s) * .02)
+        self.o, self.d = p(c.D, c.D), p(c.F, c.D)
+        self.q, self.kv, self.ug = p(c.D, c.D), p(c.D, 2 * c.D), p(c.D, 2 * c.F)
         self.n2, self.n1 = nn.Parameter(torch.ones(c.D)), nn.Parameter(torch.ones(c.D))
     def rot(self, x):
         T, d = x.shape[-2:]
@@ -228,7 +247,8 @@ class GPT(nn.Module):
         return z, None if y is None else loss_of(z, y)
 '''
 
-# GPT-NeoX's fused matrix (q, k, v of each head together), layers as plain attributes, everything in one fused SwiGLU, nothing but a width in the config
+# GPT-NeoX's fused matrix (q, k, v of each head together), layers as plain attributes, everything in one fused SwiGLU,
+# nothing but a width in the config
 NEOX = HEAD + '''
 class GPTConfig:
     def __init__(self, width): self.width, self.context_length = width, 64
@@ -236,12 +256,14 @@ class GPTConfig:
 class Layer(nn.Module):
     def __init__(self, w):
         super().__init__()
-        self.query_key_value, self.dense, self.mlp = nn.Linear(w, 3 * w, bias=False), nn.Linear(w, w, bias=False), nn.Sequential(nn.Linear(w, 96, bias=False), nn.Identity(), nn.Linear(48, w, bias=False))
+        self.query_key_value, self.dense = nn.Linear(w, 3 * w, bias=False), nn.Linear(w, w, bias=False)
+        self.mlp = nn.Sequential(nn.Linear(w, 96, bias=False), nn.Identity(), nn.Linear(48, w, bias=False))
         self.norms = nn.ModuleList(nn.RMSNorm(w, 1e-5) for _ in range(2))
     def forward(self, x):
         B, T, C = x.shape
         q, k, v = self.query_key_value(self.norms[0](x)).view(B, T, 4, 3, C // 4).unbind(3)
-        a = torch.outer(torch.arange(T, device=x.device), 10000 ** (-torch.arange(0, C // 4, 2, device=x.device) / (C // 4)))[:, None]
+        rate = 10000 ** (-torch.arange(0, C // 4, 2, device=x.device) / (C // 4))
+        a = torch.outer(torch.arange(T, device=x.device), rate)[:, None]
         def rot(x):
             lo, hi = x.chunk(2, -1)
             return torch.cat([lo * a.cos() + hi * a.sin(), hi * a.cos() - lo * a.sin()], -1)
@@ -252,7 +274,9 @@ class Layer(nn.Module):
 class GPT(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.embed, self.layer0, self.layer1, self.last = nn.Embedding(97, c.width), Layer(c.width), Layer(c.width), nn.RMSNorm(c.width, 1e-5)
+        self.embed = nn.Embedding(97, c.width)
+        self.layer0, self.layer1 = Layer(c.width), Layer(c.width)
+        self.last = nn.RMSNorm(c.width, 1e-5)
     def forward(self, ids, targets=None):
         logits = self.last(self.layer1(self.layer0(self.embed(ids)))) @ self.embed.weight.T
         return logits, None if targets is None else loss_of(logits, targets)
@@ -269,7 +293,8 @@ class Block(nn.Module):
         super().__init__()
         self.ln_1, self.ln_2, self.h = nn.LayerNorm(c.n_embd), nn.LayerNorm(c.n_embd), c.n_head
         self.c_attn, self.c_proj = nn.Linear(c.n_embd, 3 * c.n_embd), nn.Linear(c.n_embd, c.n_embd)
-        self.mlp = nn.Sequential(nn.Linear(c.n_embd, 4 * c.n_embd), nn.GELU(), nn.Linear(4 * c.n_embd, c.n_embd), nn.Dropout(.1))
+        wide = 4 * c.n_embd
+        self.mlp = nn.Sequential(nn.Linear(c.n_embd, wide), nn.GELU(), nn.Linear(wide, c.n_embd), nn.Dropout(.1))
     def forward(self, x):
         B, T, C = x.shape
         q, k, v = (t.view(B, T, self.h, -1).transpose(1, 2) for t in self.c_attn(self.ln_1(x)).chunk(3, -1))
@@ -279,7 +304,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.wte, self.wpe, self.h = nn.Embedding(c.vocab_size, c.n_embd), nn.Embedding(c.block_size, c.n_embd), nn.Sequential(*(Block(c) for _ in range(c.n_layer)))
+        self.wte, self.wpe = nn.Embedding(c.vocab_size, c.n_embd), nn.Embedding(c.block_size, c.n_embd)
+        self.h = nn.Sequential(*(Block(c) for _ in range(c.n_layer)))
         self.ln_f, self.lm_head = nn.LayerNorm(c.n_embd), nn.Linear(c.n_embd, c.vocab_size, bias=False)
         self.lm_head.weight = self.wte.weight
     def forward(self, ids, targets=None):
@@ -292,7 +318,8 @@ class GPT(nn.Module):
 STYLES = {
     "llama": (LLAMA, dict(vocab=97, dim=32, depth=2, heads=4, hidden=48)),
     "nano": (NANO, dict(vocab_size=97, block_size=64, n_layer=2, n_head=4, n_embd=32)),
-    "hf": (HF, dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)),
+    "hf": (HF, dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                    num_key_value_heads=2)),
     "terse": (TERSE, dict(V=97, D=32, L=2, H=4, F=48, seq=64)),
     "neox": (NEOX, dict(width=32)),
     "gpt2": (GPT2, dict(vocab_size=97, block_size=64, n_layer=2, n_head=4, n_embd=32)),
@@ -335,7 +362,9 @@ def test_recognised_trained_and_written_back(tmp_path, style, capsys):
     reference = copy.deepcopy(policy)
     opt = torch.optim.AdamW(policy.parameters(), lr=1e-2)
     for _ in range(3):
-        policy(IDS, IDS)[1].backward(); opt.step(); opt.zero_grad()
+        policy(IDS, IDS)[1].backward()
+        opt.step()
+        opt.zero_grad()
     assert all(not torch.equal(a, b) for a, b in zip(policy.state_dict().values(), reference.state_dict().values()))
     save_policy(tmp_path / "dpo.pt", policy)
     served = reload(tmp_path, "dpo.pt")
@@ -349,8 +378,8 @@ def test_recognised_trained_and_written_back(tmp_path, style, capsys):
 def test_an_untouched_policy_is_written_back_bit_for_bit(tmp_path, style):
     theirs, model_py, sft = learner(tmp_path, style)
     save_policy(tmp_path / "same.pt", load_policy(sft, model_py))
-    same = torch.load(tmp_path / "same.pt", weights_only=True)["model"]
-    assert same.keys() == theirs.state_dict().keys() and all(torch.equal(same[k], v) for k, v in theirs.state_dict().items())
+    same, was = torch.load(tmp_path / "same.pt", weights_only=True)["model"], theirs.state_dict()
+    assert same.keys() == was.keys() and all(torch.equal(same[k], v) for k, v in was.items())
 
 
 @pytest.mark.parametrize("style", MAPPED)
@@ -372,7 +401,8 @@ def test_slow_path(tmp_path, capsys):
     logits, loss = policy(IDS)
     assert logits.shape == (3, 40, 97) and loss is None and theirs(IDS)[0].shape == (3, 1, 97)
     targets = IDS.roll(-1, 1)
-    assert torch.equal(logits, theirs(IDS, targets)[0]) and torch.equal(policy(IDS, targets)[1], theirs(IDS, targets)[1])
+    want = theirs(IDS, targets)
+    assert torch.equal(logits, want[0]) and torch.equal(policy(IDS, targets)[1], want[1])
     reference = copy.deepcopy(policy)
     policy(IDS, targets)[1].backward()
     torch.optim.SGD(policy.parameters(), lr=1.).step()
@@ -382,15 +412,26 @@ def test_slow_path(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("style, old, new", [
-    ("llama", "F.silu", "F.gelu"),                                                       # another activation
-    ("llama", "x = x + self.attention(self.attention_norm(x), turn)", "x = self.attention_norm(x + self.attention(x, turn))"),   # norms after
-    ("nano", "/ math.sqrt(k.size(-1))", "/ k.size(-1)"),                                 # another scale
-    ("nano", "x = self.transformer.wte(idx)", "x = self.transformer.wte(idx) * 6"),      # a scaled embedding
-    ("nano", "logits = self.lm_head(", "logits = 30 * torch.tanh(self.lm_head(self.transformer.ln_f(x)) / 3) + 0 * self.lm_head("),   # a cap on the logits
-    ("nano", "self.bias[:, :, :T, :T] == 0", "(self.bias - self.bias.tril(-40))[:, :, :T, :T] == 0"),   # a window of 40 tokens, seen only beyond 40
-    ("hf", "self.lm_head.weight = self.model.embed_tokens.weight", ""),                  # a head of its own
-    ("hf", "q, k = q * cos", "q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)\n        q, k = q * cos"),   # normalised queries
-    ("terse", "10000 **", "777 **"),                                                     # a RoPE base that nothing names
+    # another activation
+    ("llama", "F.silu", "F.gelu"),
+    # norms after
+    ("llama", "x = x + self.attention(self.attention_norm(x), turn)",
+     "x = self.attention_norm(x + self.attention(x, turn))"),
+    # another scale
+    ("nano", "/ math.sqrt(k.size(-1))", "/ k.size(-1)"),
+    # a scaled embedding
+    ("nano", "x = self.transformer.wte(idx)", "x = self.transformer.wte(idx) * 6"),
+    # a cap on the logits
+    ("nano", "logits = self.lm_head(",
+     "logits = 30 * torch.tanh(self.lm_head(self.transformer.ln_f(x)) / 3) + 0 * self.lm_head("),
+    # a window of 40 tokens, seen only beyond 40
+    ("nano", "self.bias[:, :, :T, :T] == 0", "(self.bias - self.bias.tril(-40))[:, :, :T, :T] == 0"),
+    # a head of its own
+    ("hf", "self.lm_head.weight = self.model.embed_tokens.weight", ""),
+    # normalised queries
+    ("hf", "q, k = q * cos", "q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)\n        q, k = q * cos"),
+    # a RoPE base that nothing names
+    ("terse", "10000 **", "777 **"),
 ])
 def test_an_almost_wikigpt_is_not_mapped(tmp_path, style, old, new):
     assert old in STYLES[style][0]
@@ -401,8 +442,10 @@ def test_an_almost_wikigpt_is_not_mapped(tmp_path, style, old, new):
 
 def test_one_odd_layer_is_not_mapped(tmp_path):
     "The search looks at layer 0; the proof on the real weights must see that layer 1 works otherwise"
-    edit = lambda source: source.replace("for layer in self.layers: x = layer(x, self.freqs_cis)", "for i, layer in enumerate(self.layers): x = layer(x, self.freqs_cis ** (1 - i))")
-    theirs, model_py, sft = learner(tmp_path, "llama", edit=edit)
+    was = "for layer in self.layers: x = layer(x, self.freqs_cis)"
+    odd = "for i, layer in enumerate(self.layers): x = layer(x, self.freqs_cis ** (1 - i))"
+    assert was in LLAMA
+    theirs, model_py, sft = learner(tmp_path, "llama", edit=lambda source: source.replace(was, odd))
     assert type(load_policy(sft, model_py)) is Foreign
 
 
@@ -411,7 +454,8 @@ def test_one_odd_layer_is_not_mapped(tmp_path):
 @pytest.mark.parametrize("head", [True, False])
 def test_prefixes_and_tied_heads(tmp_path, style, prefix, head):
     theirs, model_py, sft = learner(tmp_path, style)
-    state = {prefix + k: v for k, v in theirs.state_dict().items() if head or k not in ("output.weight", "lm_head.weight")}
+    left_out = () if head else ("output.weight", "lm_head.weight")
+    state = {prefix + k: v for k, v in theirs.state_dict().items() if k not in left_out}
     torch.save({"model": state, "config": STYLES[style][1]}, sft)
     policy = load_policy(sft, model_py)
     assert difference(policy, theirs) < 1e-4
@@ -421,7 +465,8 @@ def test_prefixes_and_tied_heads(tmp_path, style, prefix, head):
 
 def test_compiled_layers(tmp_path):
     theirs, model_py, sft = learner(tmp_path, "llama")
-    torch.save({"model": {k.replace("layers.0.", "layers.0._orig_mod."): v for k, v in theirs.state_dict().items()}, "config": STYLES["llama"][1]}, sft)
+    state = {k.replace("layers.0.", "layers.0._orig_mod."): v for k, v in theirs.state_dict().items()}
+    torch.save({"model": state, "config": STYLES["llama"][1]}, sft)
     assert difference(load_policy(sft, model_py), theirs) < 1e-4
 
 
@@ -433,14 +478,16 @@ def test_low_rank_layers_have_no_reading():
 
 def test_everything_in_one_matrix():
     found = [*readings({"all": (192, 32), "o": (32, 32), "down": (32, 48)}, 32, 4)]
-    assert len(found) == 120 and all(isinstance(rows, range) for roles in found for _, _, rows in roles.values())
+    assert len(found) == 120
+    for roles in found: assert all(isinstance(rows, range) for _, _, rows in roles.values())
 
 
 def test_grouped_heads_without_a_hint(tmp_path):
     "2 heads with one key/value head (the first guess) and 4 with two have matrices of the same shapes"
-    rename = lambda s: s.replace("num_attention_heads", "many").replace("num_key_value_heads", "few")
+    def rename(s): return s.replace("num_attention_heads", "many").replace("num_key_value_heads", "few")
     (tmp_path / "model.py").write_text(rename(HF))
-    module, config = load_model_py(tmp_path / "model.py"), {rename(k): v for k, v in STYLES["hf"][1].items()}
+    module = load_model_py(tmp_path / "model.py")
+    config = {rename(k): v for k, v in STYLES["hf"][1].items()}
     theirs = module.GPT(module.GPTConfig(**config)).eval()
     ours, _, diff = match(theirs, config | {"length": 64, "theta": 5e4})
     assert (ours.cfg.n_head, ours.cfg.n_kv_head) == (4, 2) and diff < 1e-5
@@ -458,7 +505,8 @@ def test_buffers_may_be_missing(tmp_path):
 
 def test_half_precision_checkpoint(tmp_path):
     theirs, model_py, sft = learner(tmp_path, "llama")
-    torch.save({"model": {k: v.bfloat16() for k, v in theirs.state_dict().items()}, "config": STYLES["llama"][1]}, sft)
+    state = {k: v.bfloat16() for k, v in theirs.state_dict().items()}
+    torch.save({"model": state, "config": STYLES["llama"][1]}, sft)
     policy = load_policy(sft, model_py)
     assert policy.embed.weight.dtype == torch.float32 and difference(policy, theirs) < .2
     save_policy(tmp_path / "dpo.pt", policy, torch.bfloat16)
@@ -478,7 +526,8 @@ def test_own_checkpoints_need_no_model_py(tmp_path):
     model = GPT(GPTConfig(vocab_size=97, block_size=64, n_layer=2, n_head=4, n_embd=32, ffn_dim=48)).eval()
     for name in ("a.pt", "a.safetensors"):
         save_policy(tmp_path / name, model)
-        assert difference(load_policy(tmp_path / name), model) == 0 == difference(load_checkpoint(tmp_path / name), model)
+        assert difference(load_policy(tmp_path / name), model) == 0
+        assert difference(load_checkpoint(tmp_path / name), model) == 0
 
 
 def test_our_model_in_a_learners_file(tmp_path):
@@ -487,12 +536,15 @@ def test_our_model_in_a_learners_file(tmp_path):
     save_checkpoint(tmp_path / "sft.pt", model)
     (tmp_path / "model.py").write_text("from wikidpo.model import GPT, GPTConfig")
     policy = load_policy(tmp_path / "sft.pt", tmp_path / "model.py")
-    assert policy.cfg == model.cfg and all(torch.equal(v, policy.state_dict()[k]) for k, v in model.state_dict().items())
+    state = policy.state_dict()
+    assert policy.cfg == model.cfg and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
 @pytest.mark.parametrize("heads", [2, 8])
 def test_heads_without_a_hint(tmp_path, heads):
-    edit = lambda source: source.replace("T, 4, 3, C // 4", f"T, {heads}, 3, C // {heads}").replace("C // 4", f"C // {heads}")
+    def edit(source):
+        source = source.replace("T, 4, 3, C // 4", f"T, {heads}, 3, C // {heads}")
+        return source.replace("C // 4", f"C // {heads}")
     theirs, model_py, sft = learner(tmp_path, "neox", edit=edit)
     assert load_policy(sft, model_py).cfg.n_head == heads
 
@@ -511,9 +563,18 @@ def test_errors_of_the_checkpoint(tmp_path):
     assert "none.pt: no such checkpoint" in error(tmp_path / "none.pt", model_py)
     (tmp_path / "torn.pt").write_bytes(sft.read_bytes()[:2000])
     assert "torn.pt: not a checkpoint" in error(tmp_path / "torn.pt", model_py)
-    for model, conf, text in (({}, {"width": 3}, "does not accept its config (TypeError"), ({}, config | {"heads": 0}, "does not accept its config (ZeroDivisionError"), (theirs.state_dict(), [1], "config"), (3, config, "weights"),
-                              ({}, config, "weights do not fit model.py (missing: tok_embeddings.weight"), (theirs.state_dict() | {"x": torch.zeros(1)}, config, "unknown: x"),
-                              (theirs.state_dict(), config | {"dim": 64}, "size mismatch"), (theirs.state_dict(), config | {"depth": 3}, "missing: layers.2"), (theirs.state_dict(), config | {"depth": 1}, "unknown: layers.1")):
+    state = theirs.state_dict()
+    for model, conf, text in [
+        ({}, {"width": 3}, "does not accept its config (TypeError"),
+        ({}, config | {"heads": 0}, "does not accept its config (ZeroDivisionError"),
+        (state, [1], "config"),
+        (3, config, "weights"),
+        ({}, config, "weights do not fit model.py (missing: tok_embeddings.weight"),
+        (state | {"x": torch.zeros(1)}, config, "unknown: x"),
+        (state, config | {"dim": 64}, "size mismatch"),
+        (state, config | {"depth": 3}, "missing: layers.2"),
+        (state, config | {"depth": 1}, "unknown: layers.1"),
+    ]:
         torch.save({"model": model, "config": conf}, tmp_path / "odd.pt")
         message = error(tmp_path / "odd.pt", model_py)
         assert text in message and "odd.pt" in message
@@ -521,7 +582,12 @@ def test_errors_of_the_checkpoint(tmp_path):
 
 def test_errors_of_the_file(tmp_path):
     theirs, model_py, sft = learner(tmp_path, "llama")
-    for name, source, text in (("a.py", "GPT = 1", "defines no GPTConfig"), ("b.py", "class GPT(:", "SyntaxError"), ("c.py", "import nowhere_to_be_found", "ModuleNotFoundError"), ("d.py", "raise SystemExit(1)", "SystemExit")):
+    for name, source, text in [
+        ("a.py", "GPT = 1", "defines no GPTConfig"),
+        ("b.py", "class GPT(:", "SyntaxError"),
+        ("c.py", "import nowhere_to_be_found", "ModuleNotFoundError"),
+        ("d.py", "raise SystemExit(1)", "SystemExit"),
+    ]:
         (tmp_path / name).write_text(source)
         message = error(sft, tmp_path / name)
         assert name in message and text in message and str(tmp_path) not in sys.path
@@ -530,8 +596,11 @@ def test_errors_of_the_file(tmp_path):
 
 @pytest.mark.parametrize("old, new, text", [
     ("return logits, loss_of(logits, targets)", "return logits", "it returned Tensor"),
-    ("return logits, loss_of(logits, targets)", "return logits[:, [-1]], None", "logits of shape (1, 1, 97) for ids of shape (1, 2)"),
-    ("x = self.tok_embeddings(ids)", "assert ids.shape[1] <= 32, 'too long'\n        x = self.tok_embeddings(ids)", "model.py: the model fails on 64 tokens (AssertionError: too long)"),
+    ("return logits, loss_of(logits, targets)", "return logits[:, [-1]], None",
+     "logits of shape (1, 1, 97) for ids of shape (1, 2)"),
+    ("x = self.tok_embeddings(ids)",
+     "assert ids.shape[1] <= 32, 'too long'\n        x = self.tok_embeddings(ids)",
+     "model.py: the model fails on 64 tokens (AssertionError: too long)"),
 ])
 def test_errors_of_the_contract(tmp_path, old, new, text):
     _, model_py, sft = learner(tmp_path, "llama", edit=lambda source: source.replace(old, new))
@@ -541,9 +610,11 @@ def test_errors_of_the_contract(tmp_path, old, new, text):
 def test_siblings(tmp_path):
     "Two learners with a rope.py each do not meet"
     for n in (1, 2):
-        d = tmp_path / str(n); d.mkdir()
+        d = tmp_path / str(n)
+        d.mkdir()
         (d / "rope.py").write_text(f"BASE = {n}")
-        (d / "model.py").write_text("from rope import BASE\nfrom .rope import BASE as same\nGPT, GPTConfig = BASE, same")
+        (d / "model.py").write_text("from rope import BASE\nfrom .rope import BASE as same\n"
+                                    "GPT, GPTConfig = BASE, same")
         module = load_model_py(d / "model.py")
         assert (module.GPT, module.GPTConfig) == (n, n)
     assert "rope" not in sys.modules and "model" not in sys.modules
@@ -553,7 +624,8 @@ def test_siblings(tmp_path):
 def test_124m_is_matched_in_half_a_minute(tmp_path):
     "Counted on one core's own clock, which other programs do not disturb"
     (tmp_path / "model.py").write_text(LLAMA)
-    module, config = load_model_py(tmp_path / "model.py"), dict(vocab=32768, dim=768, depth=12, heads=12, hidden=2560, max_len=1024)
+    module = load_model_py(tmp_path / "model.py")
+    config = dict(vocab=32768, dim=768, depth=12, heads=12, hidden=2560, max_len=1024)
     theirs = module.GPT(module.GPTConfig(**config)).eval()
     for p in theirs.parameters():
         if p.dim() == 2: torch.nn.init.normal_(p, std=.02)

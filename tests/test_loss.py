@@ -10,9 +10,11 @@ from wikidpo.core.loss import LOSS_TYPES, dpo_loss, gradient_weight, implicit_re
 
 betas = st.floats(1e-3, 10)
 margins = st.floats(-1e4, 1e4)
-logps = st.lists(st.tuples(*[st.floats(-1e3, 0)] * 4), min_size=1, max_size=8).map(lambda rows: torch.tensor(rows, dtype=torch.float64).unbind(1))
-f64 = lambda x: torch.tensor(x, dtype=torch.float64)
-softplus = lambda t: max(t, 0) + math.log1p(math.exp(-abs(t))) # -log sigmoid(-t), without torch
+def f64(x): return torch.tensor(x, dtype=torch.float64)
+def softplus(t): return max(t, 0) + math.log1p(math.exp(-abs(t))) # -log sigmoid(-t), without torch
+
+four = st.tuples(*[st.floats(-1e3, 0)] * 4)
+logps = st.lists(four, min_size=1, max_size=8).map(lambda rows: f64(rows).unbind(1))
 
 repeatable = settings(deadline=None, derandomize=True, database=None)
 
@@ -21,7 +23,8 @@ repeatable = settings(deadline=None, derandomize=True, database=None)
 @given(margins, betas)
 def test_dpo_is_minus_log_sigmoid(z, beta):
     assert dpo_loss(f64(z), beta).item() == pytest.approx(softplus(-beta * z), rel=1e-12, abs=1e-300)
-    assert dpo_loss(torch.tensor(z), beta).item() == pytest.approx(softplus(-beta * z), rel=1e-4, abs=1e-30) # float32: beta z itself is rounded
+    rounded = dpo_loss(torch.tensor(z), beta).item() # float32: beta z itself is rounded
+    assert rounded == pytest.approx(softplus(-beta * z), rel=1e-4, abs=1e-30)
 
 
 def test_known_values():
@@ -29,20 +32,27 @@ def test_known_values():
     assert dpo_loss(z, .1).tolist() == pytest.approx([math.log(2), math.log(1 + math.exp(-1)), math.log(1 + math.e)])
     assert preference_loss(z, .1, "ipo").tolist() == pytest.approx([25, 25, 225])
     assert preference_loss(z, .1, "hinge").tolist() == pytest.approx([1, 0, 2])
-    assert preference_loss(z, .1, label_smoothing=.2).tolist() == pytest.approx([math.log(2), .8 * softplus(-1) + .2 * softplus(1), .8 * softplus(1) + .2 * softplus(-1)])
+    smoothed = [math.log(2), .8 * softplus(-1) + .2 * softplus(1), .8 * softplus(1) + .2 * softplus(-1)]
+    assert preference_loss(z, .1, label_smoothing=.2).tolist() == pytest.approx(smoothed)
 
 
 @repeatable
 @given(logps)
 def test_margin_is_the_difference_of_rewards(x):
-    pi_c, pi_r, ref_c, ref_r = x
+    policy_chosen, policy_rejected, ref_chosen, ref_rejected = x
     z = margin(*x)
-    assert z.shape == pi_c.shape
-    torch.testing.assert_close(.3 * z, implicit_reward(pi_c, ref_c, .3) - implicit_reward(pi_r, ref_r, .3))
-    torch.testing.assert_close(margin(pi_r, pi_c, ref_r, ref_c), -z)              # the pair turned round
-    torch.testing.assert_close(margin(pi_c - 7, pi_r - 7, ref_c, ref_r), z)       # both fall alike: not seen
-    assert (margin(pi_c + 1, pi_r, ref_c, ref_r) > z).all() and (margin(pi_c, pi_r + 1, ref_c, ref_r) < z).all()
-    assert (margin(pi_c, pi_r, ref_c + 1, ref_r) < z).all() and (margin(pi_c, pi_r, ref_c, ref_r + 1) > z).all()
+    assert z.shape == policy_chosen.shape
+    chosen = implicit_reward(policy_chosen, ref_chosen, .3)
+    rejected = implicit_reward(policy_rejected, ref_rejected, .3)
+    torch.testing.assert_close(.3 * z, chosen - rejected)
+    turned = margin(policy_rejected, policy_chosen, ref_rejected, ref_chosen)     # the pair turned round
+    torch.testing.assert_close(turned, -z)
+    fallen = margin(policy_chosen - 7, policy_rejected - 7, ref_chosen, ref_rejected)
+    torch.testing.assert_close(fallen, z)                                         # both fall alike: not seen
+    assert (margin(policy_chosen + 1, policy_rejected, ref_chosen, ref_rejected) > z).all()
+    assert (margin(policy_chosen, policy_rejected + 1, ref_chosen, ref_rejected) < z).all()
+    assert (margin(policy_chosen, policy_rejected, ref_chosen + 1, ref_rejected) < z).all()
+    assert (margin(policy_chosen, policy_rejected, ref_chosen, ref_rejected + 1) > z).all()
 
 
 @repeatable
@@ -70,7 +80,8 @@ def test_every_kind_passes_gradcheck(kind, label_smoothing):
     assert torch.autograd.gradcheck(lambda z: preference_loss(z, .1, kind, label_smoothing), z)
 
 
-@pytest.mark.parametrize("kind, label_smoothing, rest", [("dpo", .1, 10 * math.log(9)), ("dpo", .25, 10 * math.log(3)), ("ipo", 0, 5)])
+@pytest.mark.parametrize("kind, label_smoothing, rest", [
+    ("dpo", .1, 10 * math.log(9)), ("dpo", .25, 10 * math.log(3)), ("ipo", 0, 5)])
 def test_where_a_kind_rests(kind, label_smoothing, rest):
     z = f64(rest).requires_grad_()
     loss = preference_loss(z, .1, kind, label_smoothing)
@@ -107,8 +118,10 @@ def test_refuses_beta(kind, beta):
 
 @pytest.mark.parametrize("label_smoothing", [-.1, .5, 1, math.nan])
 def test_refuses_smoothing(label_smoothing):
-    with pytest.raises(UserError, match="label_smoothing is"): preference_loss(torch.zeros(1), .1, label_smoothing=label_smoothing)
+    with pytest.raises(UserError, match="label_smoothing is"):
+        preference_loss(torch.zeros(1), .1, label_smoothing=label_smoothing)
 
 
 def test_refuses_kind():
-    with pytest.raises(UserError, match="'sigmoid' is unknown: choose one of dpo, ipo, hinge"): preference_loss(torch.zeros(1), .1, "sigmoid")
+    with pytest.raises(UserError, match="'sigmoid' is unknown: choose one of dpo, ipo, hinge"):
+        preference_loss(torch.zeros(1), .1, "sigmoid")

@@ -22,43 +22,61 @@ CFG = TrainConfig(lr=1e-3, batch_size=4, grad_accum_steps=2, warmup_steps=4, see
 
 @pytest.fixture(scope="module")
 def tmp(tmp_path_factory):
-    "A folder with pairs.jsonl (20 steps of 8 pairs, some rejected responses cut) and a small random policy, in our form and in Hugging Face's"
+    """A folder with pairs.jsonl (20 steps of 8 pairs, some rejected responses cut) and a small random policy, in our
+    form and in Hugging Face's"""
     out = tmp_path_factory.mktemp("trl")
     rows = read_jsonl(DATA/"pairs.jsonl")[:STEPS * 8]
-    for r in rows[::5]: r |= {"rejected_tokens": r["rejected_tokens"][:7], "rejected": TOK.decode(r["rejected_tokens"][:7]), "rejected_finished": False}
+    for r in rows[::5]:
+        start = r["rejected_tokens"][:7]
+        r |= {"rejected_tokens": start, "rejected": TOK.decode(start), "rejected_finished": False}
     write_jsonl(out/"pairs.jsonl", rows)
     torch.manual_seed(0)
-    save_checkpoint(out/"model.safetensors", GPT(GPTConfig(TOK.get_vocab_size(), 256, n_layer=2, n_head=2, n_embd=48, ffn_dim=96)))
+    cfg = GPTConfig(TOK.get_vocab_size(), 256, n_layer=2, n_head=2, n_embd=48, ffn_dim=96)
+    save_checkpoint(out/"model.safetensors", GPT(cfg))
     export(out/"model.safetensors", DATA/"tokenizer.json", out/"hf")
     return out
 
 def load(tmp): return AutoModelForCausalLM.from_pretrained(tmp/"hf", dtype=torch.float32)
 
+RECIPE = dict(
+    beta=CFG.beta, learning_rate=CFG.lr, num_train_epochs=1, per_device_train_batch_size=CFG.batch_size,
+    gradient_accumulation_steps=CFG.grad_accum_steps, bf16=False, gradient_checkpointing=False, use_cpu=True,
+    report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True)
+
 def trainer(tmp, order=None, model=None, optimizers=(None, None), **kw):
     "TRL with our recipe; with an order, on our token ids"
     rows = datasets.load_dataset("json", data_files=str(tmp/"pairs.jsonl"), split="train", cache_dir=str(tmp/"cache"))
-    if order: rows, kw = rows.select(order), dict(remove_unused_columns=False, train_sampling_strategy="sequential") | kw
-    args = DPOConfig(str(tmp/"out"), **dict(beta=CFG.beta, learning_rate=CFG.lr, num_train_epochs=1, per_device_train_batch_size=CFG.batch_size, gradient_accumulation_steps=CFG.grad_accum_steps, bf16=False,
-                     gradient_checkpointing=False, use_cpu=True, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True) | kw)
-    return DPOTrainer(model or load(tmp), ref_model=load(tmp), args=args, train_dataset=rows, processing_class=AutoTokenizer.from_pretrained(tmp/"hf"),
-                      data_collator=trl_collator(TOK) if order else None, optimizers=optimizers)
+    collator = trl_collator(TOK) if order else None
+    if order:
+        rows = rows.select(order)
+        kw = dict(remove_unused_columns=False, train_sampling_strategy="sequential") | kw
+    args = DPOConfig(str(tmp/"out"), **RECIPE | kw)
+    return DPOTrainer(model or load(tmp), ref_model=load(tmp), args=args, train_dataset=rows,
+                      processing_class=AutoTokenizer.from_pretrained(tmp/"hf"), data_collator=collator,
+                      optimizers=optimizers)
 
 @pytest.fixture(scope="module")
 def twins(tmp):
-    "Both after 20 optimizer steps from the same weights on the same ids: (our policy, reference and metrics; TRL's trainer and metrics; the pairs)"
+    """Both after 20 optimizer steps from the same weights on the same ids:
+    (our policy, reference and metrics; TRL's trainer and metrics; the pairs)"""
     data, policy = PairDataset(tmp/"pairs.jsonl", TOK, 256), load_checkpoint(tmp/"model.safetensors")
     ref = freeze(policy)
     ours = dpo(policy, ref, data, CFG)
     model = load(tmp)
     opt = torch.optim.AdamW(model.parameters(), lr=CFG.lr, betas=(.9, .95), weight_decay=0.)
-    theirs = trainer(tmp, sum(step_order(len(data), CFG), []), model, (opt, torch.optim.lr_scheduler.LambdaLR(opt, partial(lr_at, steps=STEPS, warmup_steps=CFG.warmup_steps))))
+    factor = partial(lr_at, steps=STEPS, warmup_steps=CFG.warmup_steps)
+    optimizers = opt, torch.optim.lr_scheduler.LambdaLR(opt, factor)
+    theirs = trainer(tmp, sum(step_order(len(data), CFG), []), model, optimizers)
     theirs.train()
     return policy, ref, ours, theirs, [h for h in theirs.state.log_history if "loss" in h], data
 
 def test_losses_and_rewards_agree_at_every_step(twins):
     _, _, ours, _, theirs, _ = twins
-    assert len(ours) == len(theirs) == STEPS and abs(ours[0]["loss"] - .693147) < 1e-5 and ours[-1]["loss"] < ours[0]["loss"] - .01
-    names = {"loss": "loss", "reward/chosen": "rewards/chosen", "reward/rejected": "rewards/rejected", "reward/margin": "rewards/margins", "reward/accuracy": "rewards/accuracies", "grad_norm": "grad_norm", "lr": "learning_rate"}
+    assert len(ours) == len(theirs) == STEPS
+    assert abs(ours[0]["loss"] - .693147) < 1e-5 and ours[-1]["loss"] < ours[0]["loss"] - .01
+    names = {"loss": "loss", "reward/chosen": "rewards/chosen", "reward/rejected": "rewards/rejected",
+             "reward/margin": "rewards/margins", "reward/accuracy": "rewards/accuracies", "grad_norm": "grad_norm",
+             "lr": "learning_rate"}
     for a, b in zip(ours, theirs):
         for x, y in names.items(): assert abs(a[x] - b[y]) < 1e-4, (a["step"], x, a[x], b[y])
 
@@ -74,11 +92,14 @@ def test_every_pair_has_the_same_log_probabilities(twins, tmp):
 
 def test_gradients_point_the_same_way(twins, tmp):
     policy, ref, _, theirs, _, data = twins
-    policy.zero_grad(); theirs.model.zero_grad()
+    policy.zero_grad()
+    theirs.model.zero_grad()
     dpo_step(policy, ref, [collate([data[i] for i in range(8)])], CFG)
     theirs.training_step(theirs.model, theirs.data_collator(read_jsonl(tmp/"pairs.jsonl")[:8]))
     back = from_hf({k: p.grad for k, p in theirs.model.named_parameters()}, policy.cfg, "TRL")
-    a, b = (torch.cat([g[k].flatten() for k in back]).double() for g in ({k: p.grad for k, p in policy.named_parameters()}, back))
+    ours = {k: p.grad for k, p in policy.named_parameters()}
+    def flat(grads): return torch.cat([grads[k].flatten() for k in back]).double()
+    a, b = flat(ours), flat(back)
     assert a.norm() > 0 and F.cosine_similarity(a, b, 0) > .9999
 
 def test_weights_agree_after_20_steps(twins, tmp):
@@ -91,20 +112,24 @@ def test_pairs_jsonl_goes_in_as_it_is(tmp):
     as_is = trainer(tmp, max_steps=2)
     as_is.train()
     first, row = as_is.state.log_history[0], as_is.train_dataset[0]
-    assert abs(first["loss"] - .693147) < 1e-5 and as_is.state.global_step == 2 and len(as_is.train_dataset) == STEPS * 8
-    assert TOK.decode(row["prompt_ids"]) == row["prompt"] and row["rejected_ids"][-1] == end_id(TOK)      # no template, and an end that was never reached
+    assert abs(first["loss"] - .693147) < 1e-5
+    assert as_is.state.global_step == 2 and len(as_is.train_dataset) == STEPS * 8
+    assert TOK.decode(row["prompt_ids"]) == row["prompt"]                                 # no template
+    assert row["rejected_ids"][-1] == end_id(TOK)                                         # an end never reached
     batch = next(iter(as_is.get_train_dataloader()))
-    assert set(batch) == {"input_ids", "attention_mask", "completion_mask"}                               # none of our other columns gets that far
+    assert set(batch) == {"input_ids", "attention_mask", "completion_mask"}               # none of our other columns
 
 def test_collator_hands_over_the_sampled_ids(tmp):
     data, rows = PairDataset(tmp/"pairs.jsonl", TOK, 256), read_jsonl(tmp/"pairs.jsonl")
     batch, (c, cm, r, rm) = trl_collator(TOK)(rows[:12]), collate([data[i] for i in range(12)])
-    assert torch.equal(batch["input_ids"], torch.cat([c, r])) and torch.equal(batch["completion_mask"], torch.cat([cm, rm]))
+    assert torch.equal(batch["input_ids"], torch.cat([c, r]))
+    assert torch.equal(batch["completion_mask"], torch.cat([cm, rm]))
     assert rows[0]["rejected_finished"] is False and end_id(TOK) not in r[0][rm[0].bool()]
     assert trl_collator(TOK, 20)(rows[:12])["input_ids"].shape[1] == 20
 
 def test_collator_tokenises_rows_without_ids(tmp):
     row = read_jsonl(tmp/"pairs.jsonl")[1]
-    full, five = (trl_collator(TOK)([r]) for r in (row, {k: row[k] for k in ("prompt", "chosen", "rejected")}))
-    with_end = trl_collator(TOK)([{"prompt": row["prompt"], **{k: row[k] + "<|end|>" for k in ("chosen", "rejected")}}])     # as TRL hands rows on
-    assert torch.equal(full["input_ids"], five["input_ids"]) and torch.equal(five["input_ids"], with_end["input_ids"])
+    text = {k: row[k] for k in ("prompt", "chosen", "rejected")}
+    with_end = text | {k: row[k] + "<|end|>" for k in ("chosen", "rejected")}            # as TRL hands rows on
+    def ids(r): return trl_collator(TOK)([r])["input_ids"]
+    assert torch.equal(ids(row), ids(text)) and torch.equal(ids(text), ids(with_end))
