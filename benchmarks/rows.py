@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch
 
 from targets import PeakMemory, Rate, Seconds, ShareOfPeak, Target, TimesAsFast
-from wikidpo.model import GPTConfig
+from wikidpo.core.model import GPTConfig
 
 THREADS = torch.get_num_threads()
 PROMPT = 60 # tokens of an instruction; the template adds 7

@@ -10,7 +10,8 @@ from starlette.routing import Route
 
 from wikidpo.judge.client import make_client
 from wikidpo.judge.offline import serving
-from wikidpo.miniwiki import QUALITIES, answer, find_fact
+from wikidpo.world.answers import answer, QUALITIES
+from wikidpo.world.facts import find_fact
 
 KEY = "sk-canary-0123456789"
 Q = "What is the capital of France?"

@@ -3,10 +3,10 @@ import json
 from contextlib import contextmanager
 from pathlib import Path
 
-from wikidpo.hf import export
 from wikidpo.judge.config import VllmConfig
 from wikidpo.judge.vllm import Vllm
-from wikidpo.miniwiki import DATA
+from wikidpo.models.hf import export
+from wikidpo.world.facts import DATA
 
 # a judging prompt has about 300 of MiniWiki's tokens, its own context is 256; RoPE goes on, and a test needs no sense
 CONTEXT = 1024

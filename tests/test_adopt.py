@@ -4,9 +4,11 @@ import copy, sys, time
 
 import pytest, torch
 
-from wikidpo.models.adopt import Foreign, full_logits, load_model_py, load_policy, match, readings, save_policy
-from wikidpo.files import UserError
-from wikidpo.model import GPT, GPTConfig, load_checkpoint, save_checkpoint
+from wikidpo.core.files import UserError
+from wikidpo.core.model import GPT, GPTConfig
+from wikidpo.models.adopt import (Foreign, full_logits, load_model_py, load_policy, match, readings,
+                                  save_policy)
+from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
 
 HEAD = '''
 from dataclasses import dataclass

@@ -2,10 +2,11 @@
 import json, os, subprocess, sys
 import pytest, torch
 from wikidpo.cli import main, parse
-from wikidpo.files import read_jsonl
-from wikidpo.miniwiki import DATA
-from wikidpo.model import GPT, GPTConfig, save_checkpoint
-from wikidpo.teacher import offline_app, serving
+from wikidpo.core.files import read_jsonl
+from wikidpo.core.model import GPT, GPTConfig
+from wikidpo.judge.offline import offline_app, serving
+from wikidpo.models.checkpoints import save_checkpoint
+from wikidpo.world.facts import DATA
 
 def fails(capsys, *words):
     "The one line that the command prints before it leaves with status 2"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from wikidpo.core.config import LOSS_TYPES, TrainConfig, check_loss_options
-from wikidpo.core.files import UserError, read_jsonl
+from wikidpo.core.config import check_loss_options, LOSS_TYPES, TrainConfig
+from wikidpo.core.files import read_jsonl, UserError
 from wikidpo.run import config
 from wikidpo.run.folder import JsonlWriter, update_json
 from wikidpo.run.profiles import claim, load_profile, section
@@ -38,7 +38,7 @@ def complaint(check, *options):
 def test_loss_options_are_refused_as_the_loss_refuses_them():
     "The plain checks say yes and no where `preference_loss` does, in the same words"
     import torch
-    from wikidpo.loss import preference_loss
+    from wikidpo.core.loss import preference_loss
     def loss(*options): preference_loss(torch.zeros(1), *options)
     for options in product((0, -1, math.inf, math.nan, .1), (*LOSS_TYPES, "sft"), (-.1, 0, .1, .5)):
         assert complaint(check_loss_options, *options) == complaint(loss, *options), options

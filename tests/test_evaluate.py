@@ -12,14 +12,16 @@ import pytest
 import torch
 
 from wikidpo import miniwiki
-from wikidpo.chat import load_tokenizer
+from wikidpo.core.chat import load_tokenizer
+from wikidpo.core.files import read_jsonl, UserError
 from wikidpo.core.stats import tally, wilson
-from wikidpo.files import UserError, read_jsonl
-from wikidpo.model import load_checkpoint, save_checkpoint
-from wikidpo.profiles import claim
-from wikidpo.run.evaluate import EvaluateConfig, evaluate, gen_all, judge_both, summarize
-from wikidpo.sampling import PolicyConfig
-from wikidpo.teacher import OFFLINE_MODEL, TeacherConfig, make_client, serving
+from wikidpo.judge.client import make_client
+from wikidpo.judge.config import OFFLINE_MODEL, TeacherConfig
+from wikidpo.judge.offline import serving
+from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
+from wikidpo.run.config import PolicyConfig
+from wikidpo.run.evaluate import evaluate, EvaluateConfig, gen_all, judge_both, summarize
+from wikidpo.run.profiles import claim
 
 
 # ---- what a comparison says

@@ -12,15 +12,18 @@ from transformers import (
     Qwen2Config)
 from transformers.utils import logging
 
-from wikidpo.models.adopt import build_gpt
-from wikidpo.core.chat import chat_of, encode_prompt, encode_response, end_id, load_tokenizer
 from wikidpo.cli import main
-from wikidpo.files import UserError, read_jsonl
+from wikidpo.core.chat import chat_of, encode_prompt, encode_response, end_id, load_tokenizer
+from wikidpo.core.data import collate, PairDataset
+from wikidpo.core.files import read_jsonl, UserError
+from wikidpo.core.model import GPT, GPTConfig
+from wikidpo.core.sample import sample_k
+from wikidpo.models.adopt import build_gpt
+from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
 from wikidpo.models.hf import export, from_hf, from_hf_config, import_
-from wikidpo.logprobs import PairDataset, collate
-from wikidpo.miniwiki import DATA
-from wikidpo.model import GPT, GPTConfig, load_checkpoint, save_checkpoint
-from wikidpo.sampling import PolicyConfig, open_policy, sample_k
+from wikidpo.models.policy import open_policy
+from wikidpo.run.config import PolicyConfig
+from wikidpo.world.facts import DATA
 
 logging.disable_progress_bar()
 CHECKPOINT, TOKENIZER = DATA/"model.safetensors", DATA/"tokenizer.json"

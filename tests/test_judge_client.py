@@ -12,12 +12,12 @@ import pytest
 from model_server import KEY, Q, answers, error, free_port, reply, scripts, shown
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from wikidpo.files import UserError
-from wikidpo.judge.client import (
-    Judged, Probe, ask_score, ask_verdict, check_teacher, judge_score, make_client, verdict)
-from wikidpo.judge.config import OFFLINE_MODEL, TeacherConfig, TeacherLost, shown_url
+from wikidpo.core.files import UserError
+from wikidpo.judge.client import (ask_score, ask_verdict, check_teacher, judge_score, Judged,
+                                  make_client, Probe, verdict)
+from wikidpo.judge.config import OFFLINE_MODEL, shown_url, TeacherConfig, TeacherLost
 from wikidpo.judge.offline import OfflineTeacher
-from wikidpo.miniwiki import prompts
+from wikidpo.world.facts import prompts
 
 AT_ONCE = {"retry_after_ms": "1"} # tells a client not to wait before it tries again
 BOTH = Probe(constrained=True, expected=True)

@@ -11,13 +11,16 @@ import httpx2
 import pytest
 from model_server import Q, answers, free_port
 
-from wikidpo.files import UserError
-from wikidpo.judge.client import ask_score, ask_verdict, check_teacher, judge_score, make_client, verdict
+from wikidpo.core.files import UserError
+from wikidpo.judge.client import (ask_score, ask_verdict, check_teacher, judge_score, make_client,
+                                  verdict)
 from wikidpo.judge.config import OFFLINE_MODEL as M
-from wikidpo.judge.offline import InProcess, OfflineTeacher, offline_app, serve, serving
+from wikidpo.judge.offline import InProcess, offline_app, OfflineTeacher, serve, serving
 from wikidpo.judge.pool import JudgePool
-from wikidpo.judge.prompts import JUDGE_TMPL, PAIR_TMPL, fenced
-from wikidpo.miniwiki import answer, facts, find_fact, grade, prompts
+from wikidpo.judge.prompts import fenced, JUDGE_TMPL, PAIR_TMPL
+from wikidpo.world.answers import answer
+from wikidpo.world.facts import facts, find_fact, prompts
+from wikidpo.world.grade import grade
 
 RIGHT = "The capital of France is Paris."
 

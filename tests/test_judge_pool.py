@@ -6,7 +6,7 @@ import time
 import pytest
 from model_server import Q, error, free_port, reply, scripts
 
-from wikidpo.files import UserError
+from wikidpo.core.files import UserError
 from wikidpo.judge.client import ask_score, make_client
 from wikidpo.judge.config import TeacherLost
 from wikidpo.judge.pool import JudgePool

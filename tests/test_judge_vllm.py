@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from wikidpo.files import UserError
+from wikidpo.core.files import UserError
 from wikidpo.judge import vllm
 from wikidpo.judge.config import VllmConfig
-from wikidpo.judge.vllm import Vllm, find_vllm
-from wikidpo.profiles import load_profile
+from wikidpo.judge.vllm import find_vllm, Vllm
+from wikidpo.run.profiles import load_profile
 
 without_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="this environment has vLLM")
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from wikidpo.files import UserError
-from wikidpo.core.loss import LOSS_TYPES, dpo_loss, gradient_weight, implicit_reward, margin, preference_loss
+from wikidpo.core.files import UserError
+from wikidpo.core.loss import (dpo_loss, gradient_weight, implicit_reward, LOSS_TYPES, margin,
+                               preference_loss)
 
 betas = st.floats(1e-3, 10)
 margins = st.floats(-1e4, 1e4)

@@ -5,13 +5,14 @@ import pytest
 
 from wikidpo.cli import main
 from wikidpo.core.config import UNIT
-from wikidpo.core.files import UserError, read_jsonl
+from wikidpo.core.files import read_jsonl, UserError
 from wikidpo.core.pairs import make_pairs
-from wikidpo.miniwiki import DATA, prompts
+from wikidpo.judge.config import TeacherConfig
+from wikidpo.judge.offline import offline_app, OfflineTeacher, serving
 from wikidpo.run.config import MineConfig, PolicyConfig
 from wikidpo.run.folder import write_jsonl
 from wikidpo.run.mine import merge, mine
-from wikidpo.teacher import OfflineTeacher, TeacherConfig, offline_app, serving
+from wikidpo.world.facts import DATA, prompts
 
 POLICY = PolicyConfig(str(DATA/"model.safetensors"), str(DATA/"tokenizer.json"), device="cpu")
 N = UNIT + 40 # a whole unit and a part of one

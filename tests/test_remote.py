@@ -7,13 +7,17 @@ import pytest, torch
 from served import served
 from starlette.responses import JSONResponse
 
-from wikidpo.core.chat import encode_prompt, end_id
 from wikidpo.cli import main
-from wikidpo.files import UserError, read_jsonl
-from wikidpo.miniwiki import DATA, prompts
-from wikidpo.models.remote import Servers, policy_app, prompt_logprobs, sample_units
-from wikidpo.sampling import TEMPS, UNIT, PolicyConfig, open_policy, sample_k
-from wikidpo.teacher import make_client, serving
+from wikidpo.core.chat import encode_prompt, end_id
+from wikidpo.core.config import TEMPS, UNIT
+from wikidpo.core.files import read_jsonl, UserError
+from wikidpo.core.sample import sample_k
+from wikidpo.judge.client import make_client
+from wikidpo.judge.offline import serving
+from wikidpo.models.policy import open_policy
+from wikidpo.models.remote import policy_app, prompt_logprobs, sample_units, Servers
+from wikidpo.run.config import PolicyConfig
+from wikidpo.world.facts import DATA, prompts
 
 POLICY = PolicyConfig(str(DATA/"model.safetensors"), str(DATA/"tokenizer.json"), device="cpu")
 MODEL, TOK = open_policy(POLICY)

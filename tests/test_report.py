@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from runfolder import make_run, write_jsonl
-from wikidpo.files import UserError, read_jsonl
-from wikidpo.show.report import ENV, REPORT_SECTIONS, report
+from wikidpo.core.files import read_jsonl, UserError
+from wikidpo.show.report import ENV, report, REPORT_SECTIONS
 
 
 class Page(HTMLParser):

@@ -7,16 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wikidpo.chat import encode_prompt, end_id, load_tokenizer
-from wikidpo.core.rlhf import (PPOConfig, RewardConfig, ScalarModel, gae, join_responses, join_rows, ppo, ppo_loss,
-                               reward_accuracy, reward_loss, reward_score, rollout, token_logprob, token_reward,
-                               train_reward)
-from wikidpo.files import UserError
-from wikidpo.logprobs import PairDataset, seq_logprob
-from wikidpo.miniwiki import DATA, prompts
-from wikidpo.model import GPT, GPTConfig, load_checkpoint
-from wikidpo.sampling import sample_k
-from wikidpo.training import freeze
+from wikidpo.core.chat import encode_prompt, end_id, load_tokenizer
+from wikidpo.core.data import PairDataset
+from wikidpo.core.files import UserError
+from wikidpo.core.logps import seq_logprob
+from wikidpo.core.model import GPT, GPTConfig
+from wikidpo.core.rlhf import (gae, join_responses, join_rows, ppo, ppo_loss, PPOConfig,
+                               reward_accuracy, reward_loss, reward_score, RewardConfig, rollout,
+                               ScalarModel, token_logprob, token_reward, train_reward)
+from wikidpo.core.sample import sample_k
+from wikidpo.core.train import freeze
+from wikidpo.models.checkpoints import load_checkpoint
+from wikidpo.world.facts import DATA, prompts
 
 TOK, SFT = load_tokenizer(DATA/"tokenizer.json"), load_checkpoint(DATA/"model.safetensors")
 SMALL = PPOConfig(steps=2, batch_size=6, epochs=2, minibatches=2, max_new=12)

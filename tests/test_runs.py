@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from runfolder import make_run, metrics, write_jsonl
 from wikidpo.cli import main
-from wikidpo.files import UserError
-from wikidpo.show.curves import PANELS, curves, trailing_mean
+from wikidpo.core.files import UserError
+from wikidpo.show.curves import curves, PANELS, trailing_mean
 from wikidpo.show.doctor import CHECKS, doctor, signs
 from wikidpo.show.run import load_run
 

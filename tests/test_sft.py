@@ -2,13 +2,14 @@
 import subprocess, sys
 from collections import Counter
 import pytest, torch
-from wikidpo.chat import load_tokenizer
-from wikidpo.files import UserError, read_jsonl
-from wikidpo.model import load_checkpoint
-from wikidpo.pairs import make_pairs
-from wikidpo.profiles import load_profile, section
-from wikidpo.sampling import sample_k, sample_unit
-from wikidpo.teacher import OfflineTeacher
+from wikidpo.core.chat import load_tokenizer
+from wikidpo.core.files import read_jsonl, UserError
+from wikidpo.core.pairs import make_pairs
+from wikidpo.core.sample import sample_k
+from wikidpo.engine.ragged import sample_unit
+from wikidpo.judge.offline import OfflineTeacher
+from wikidpo.models.checkpoints import load_checkpoint
+from wikidpo.run.profiles import load_profile, section
 from wikidpo.world.config import SftConfig
 from wikidpo.world.facts import DATA, prompts
 from wikidpo.world.grade import grade

@@ -10,15 +10,18 @@ import datasets
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 from wikidpo.core.chat import end_id, load_tokenizer
-from wikidpo.files import read_jsonl, write_jsonl
+from wikidpo.core.data import collate, PairDataset
+from wikidpo.core.files import read_jsonl
+from wikidpo.core.logps import pair_logps
+from wikidpo.core.model import GPT, GPTConfig
+from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
 from wikidpo.models.hf import export, from_hf, trl_collator
-from wikidpo.logprobs import PairDataset, collate, pair_logprob
-from wikidpo.miniwiki import DATA
-from wikidpo.model import GPT, GPTConfig, load_checkpoint, save_checkpoint
-from wikidpo.training import TrainConfig, dpo, dpo_step, freeze, lr_at, step_order
+from wikidpo.run.folder import write_jsonl
+from wikidpo.training import dpo, dpo_step, freeze, lr_at, step_order, TrainConfig
+from wikidpo.world.facts import DATA
 
 TOK, STEPS = load_tokenizer(DATA/"tokenizer.json"), 20
-CFG = TrainConfig(lr=1e-3, batch_size=4, grad_accum_steps=2, warmup_steps=4, seed=3, precision="fp32")
+CFG = RunTrainConfig(lr=1e-3, batch_size=4, grad_accum_steps=2, warmup_steps=4, seed=3, precision="fp32")
 
 @pytest.fixture(scope="module")
 def tmp(tmp_path_factory):
@@ -61,7 +64,7 @@ def twins(tmp):
     (our policy, reference and metrics; TRL's trainer and metrics; the pairs)"""
     data, policy = PairDataset(tmp/"pairs.jsonl", TOK, 256), load_checkpoint(tmp/"model.safetensors")
     ref = freeze(policy)
-    ours = dpo(policy, ref, data, CFG)
+    ours = train_dpo(policy, ref, data, CFG)
     model = load(tmp)
     opt = torch.optim.AdamW(model.parameters(), lr=CFG.lr, betas=(.9, .95), weight_decay=0.)
     factor = partial(lr_at, steps=STEPS, warmup_steps=CFG.warmup_steps)
@@ -84,7 +87,7 @@ def test_every_pair_has_the_same_log_probabilities(twins, tmp):
     policy, ref, _, theirs, _, data = twins
     rows, moved = read_jsonl(tmp/"pairs.jsonl")[:16], []
     for ours, model in ((policy, theirs.model), (ref, theirs.ref_model)):
-        with torch.no_grad(): a = torch.stack(pair_logprob(ours, *collate([data[i] for i in range(16)])))
+        with torch.no_grad(): a = torch.stack(pair_logps(ours, *collate([data[i] for i in range(16)])))
         b = torch.stack(theirs.compute_ref_log_probs(model, theirs.data_collator(rows)))
         assert (a - b).abs().max() < 1e-4
         moved.append(a)

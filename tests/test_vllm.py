@@ -18,15 +18,18 @@ import torch
 from served import CONTEXT, FLAGS
 
 import wikidpo.judge.client
-from wikidpo.chat import encode_prompt, load_tokenizer
-from wikidpo.files import UserError, read_jsonl
-from wikidpo.judge.client import JudgingTask, Probe, ask_judge, ask_score, ask_verdict, check_teacher, make_client
+from wikidpo.core.chat import encode_prompt, load_tokenizer
+from wikidpo.core.files import read_jsonl, UserError
+from wikidpo.core.model import GPT
+from wikidpo.judge.client import (ask_judge, ask_score, ask_verdict, check_teacher, JudgingTask,
+                                  make_client, Probe)
 from wikidpo.judge.config import TeacherLost
 from wikidpo.judge.offline import listening_socket
 from wikidpo.judge.pool import JudgePool
-from wikidpo.judge.prompts import JUDGE_TMPL, SCORE_LABELS, fenced
-from wikidpo.miniwiki import DATA, QUALITIES, answer, find_fact, prompts
-from wikidpo.model import GPT, load_checkpoint
+from wikidpo.judge.prompts import fenced, JUDGE_TMPL, SCORE_LABELS
+from wikidpo.models.checkpoints import load_checkpoint
+from wikidpo.world.answers import answer, QUALITIES
+from wikidpo.world.facts import DATA, find_fact, prompts
 
 pytestmark = pytest.mark.vllm
 KEPT = Probe(constrained=True)

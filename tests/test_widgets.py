@@ -9,11 +9,11 @@ import torch
 from matplotlib import pyplot
 
 from runfolder import make_run, verdicts, write_jsonl
-from wikidpo.files import UserError, read_jsonl
-from wikidpo.loss import preference_loss
-from wikidpo.pairs import make_pairs
+from wikidpo.core.files import read_jsonl, UserError
+from wikidpo.core.loss import preference_loss
+from wikidpo.core.pairs import make_pairs
 from wikidpo.show.beta import BetaSlider, pull
-from wikidpo.show.inspector import ORDERS, PairInspector, columns, differing, select
+from wikidpo.show.inspector import columns, differing, ORDERS, PairInspector, select
 from wikidpo.show.player import RunPlayer
 from wikidpo.show.run import load_run
 from wikidpo.show.vote import BlindVote, kappa
@@ -208,19 +208,22 @@ def test_margins_are_those_of_the_run(tmp_path):
     """What `train` writes for the player: zeros first, the final policy's margins last.
 
     Watching changes nothing, and a run that goes on writes no step twice"""
-    from wikidpo.logprobs import PairDataset, collate, pair_logprob
-    from wikidpo.loss import margin
-    from wikidpo.miniwiki import DATA
-    from wikidpo.profiles import load_profile, section
-    from wikidpo.sampling import PolicyConfig, open_policy
-    from wikidpo.training import TrainConfig, train
+    from wikidpo.core.data import PairDataset, collate
+    from wikidpo.core.logps import pair_logps
+    from wikidpo.core.loss import margin
+    from wikidpo.world.facts import DATA
+    from wikidpo.run.profiles import load_profile, section
+    from wikidpo.models.policy import open_policy
+    from wikidpo.run.config import PolicyConfig
+    from wikidpo.run.config import RunTrainConfig
+    from wikidpo.run.train import train
     write_jsonl(tmp_path/"pairs.jsonl", read_jsonl(DATA/"pairs.jsonl")[:50])
     profile = load_profile("miniwiki")
     policy = section(PolicyConfig, "policy", profile["policy"])
     recipe = profile["train"] | {"pairs": str(tmp_path/"pairs.jsonl"), "wandb": "disabled", "batch_size": 4,
                                  "grad_accum_steps": 1}
     for watch in (9, 0):
-        train(policy, section(TrainConfig, "train", recipe | {"watch": watch}), tmp_path/f"run{watch}")
+        train(policy, section(RunTrainConfig, "train", recipe | {"watch": watch}), tmp_path/f"run{watch}")
     assert (tmp_path/"run9"/"dpo.pt").read_bytes() == (tmp_path/"run0"/"dpo.pt").read_bytes()
     assert not (tmp_path/"run0"/"margins.jsonl").exists()
     rows = read_jsonl(tmp_path/"run9"/"margins.jsonl")
@@ -231,7 +234,7 @@ def test_margins_are_those_of_the_run(tmp_path):
     ref, _ = open_policy(policy)
     dataset = PairDataset(tmp_path/"pairs.jsonl", tok, 256)
     batch = collate([dataset[i] for i in range(0, 45, 5)])
-    with torch.no_grad(): policy_logps, ref_logps = pair_logprob(after, *batch), pair_logprob(ref, *batch)
+    with torch.no_grad(): policy_logps, ref_logps = pair_logps(after, *batch), pair_logps(ref, *batch)
     assert rows[-1]["z"] == pytest.approx(margin(*policy_logps, *ref_logps).tolist(), abs=2e-3)
     player = RunPlayer(load_run(tmp_path/"run9"))
     assert player.z.shape == (len(rows), 9) and player.run["beta"] == .1

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from evidence import configured, write_results
-from wikidpo.miniwiki import DATA
-from wikidpo.sweep import SweepConfig, sweep, sweep_table
+from wikidpo.run.config import SweepConfig
+from wikidpo.run.sweep import sweep, sweep_table
+from wikidpo.world.facts import DATA
 
 # Epochs, seed; add (5, 0) to see what a longer run does (three times as long as the rest together)
 SETTINGS = [(1, 0), (1, 1), (1, 2)]

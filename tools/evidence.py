@@ -2,13 +2,10 @@
 import json
 from pathlib import Path
 
-from wikidpo.files import write_atomic
-from wikidpo.pairs import MineConfig
-from wikidpo.profiles import load_profile, section
-from wikidpo.sampling import PolicyConfig
-from wikidpo.teacher import TeacherConfig
-from wikidpo.training import TrainConfig
-from wikidpo.winrate import EvaluateConfig
+from wikidpo.judge.config import TeacherConfig
+from wikidpo.run.config import EvaluateConfig, MineConfig, PolicyConfig, RunTrainConfig
+from wikidpo.run.folder import write_atomic
+from wikidpo.run.profiles import load_profile, section
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "nbs" / "results"
@@ -17,7 +14,7 @@ SECTIONS = {
     "policy": PolicyConfig,
     "teacher": TeacherConfig,
     "mine": MineConfig,
-    "train": TrainConfig,
+    "train": RunTrainConfig,
     "judge": EvaluateConfig,
 }
 JUDGED = ("n", "win", "tie", "loss", "decided_win_rate", "ci_low", "ci_high", "truth_win_rate")

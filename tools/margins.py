@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from evidence import configured
-from wikidpo.chat import encode_prompt, end_id
+from wikidpo.core.chat import encode_prompt, end_id
+from wikidpo.core.files import read_jsonl
+from wikidpo.core.logps import seq_logprob
 from wikidpo.core.rlhf import join_rows
-from wikidpo.files import read_jsonl
-from wikidpo.logprobs import seq_logprob
-from wikidpo.miniwiki import DATA
-from wikidpo.pairs import mine
-from wikidpo.sampling import open_policy
-from wikidpo.training import train
+from wikidpo.models.policy import open_policy
+from wikidpo.run.mine import mine
+from wikidpo.run.train import train
+from wikidpo.world.facts import DATA
 
 WANTED = 10_000
 

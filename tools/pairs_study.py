@@ -17,11 +17,13 @@ import sys
 from pathlib import Path
 
 from evidence import JUDGED, configured, win_rate, write_results
-from wikidpo.files import read_jsonl, write_jsonl
-from wikidpo.miniwiki import find_fact
-from wikidpo.pairs import make_pairs, mine
-from wikidpo.training import train
-from wikidpo.winrate import evaluate
+from wikidpo.core.files import read_jsonl
+from wikidpo.core.pairs import make_pairs
+from wikidpo.run.evaluate import evaluate
+from wikidpo.run.folder import write_jsonl
+from wikidpo.run.mine import mine
+from wikidpo.run.train import train
+from wikidpo.world.facts import find_fact
 
 SEEDS = range(3)
 FILTERS = {"own": (2, 6), "best >= 1": (2, 1), "gap >= 1, best >= 1": (1, 1), "gap >= 7": (7, 6)}

@@ -13,23 +13,17 @@ from statistics import fmean
 import torch
 
 from evidence import ROOT, configured, win_rate_of_decided, write_results
-from wikidpo.chat import encode_prompt, encode_response, load_tokenizer
-from wikidpo.core.rlhf import (
-    PPOConfig,
-    RewardConfig,
-    ScalarModel,
-    join_rows,
-    ppo,
-    reward_accuracy,
-    reward_score,
-    train_reward,
-)
-from wikidpo.files import read_jsonl, update_json, write_jsonl
-from wikidpo.logprobs import PairDataset
-from wikidpo.miniwiki import DATA, prompts
-from wikidpo.model import GPT, load_checkpoint, save_checkpoint
-from wikidpo.training import dpo, freeze
-from wikidpo.winrate import evaluate
+from wikidpo.core.chat import encode_prompt, encode_response, load_tokenizer
+from wikidpo.core.data import PairDataset
+from wikidpo.core.files import read_jsonl
+from wikidpo.core.model import GPT
+from wikidpo.core.rlhf import (join_rows, ppo, PPOConfig, reward_accuracy, reward_score,
+                               RewardConfig, ScalarModel, train_reward)
+from wikidpo.core.train import freeze, train_dpo
+from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
+from wikidpo.run.evaluate import evaluate
+from wikidpo.run.folder import update_json, write_jsonl
+from wikidpo.world.facts import DATA, prompts
 
 RUNS = ROOT / "runs" / "rlhf"
 SEEDS, HELD_OUT = range(3), 201
@@ -81,7 +75,7 @@ def train(start: Start, seed: int, name: str, rm: ScalarModel) -> tuple[GPT, lis
     "A policy, trained by DPO or PPO, and the metrics of its steps."
     policy, ref = copy.deepcopy(start.sft), freeze(start.sft)
     if name == "dpo":
-        history = dpo(policy, ref, start.train, configured("train", seed=seed))
+        history = train_dpo(policy, ref, start.train, configured("train", seed=seed))
     else:
         value, cfg = ScalarModel(start.sft), PPOConfig(seed=seed, **PPO[name])
         history = ppo(policy, ref, rm, value, start.tok, prompts("mine"), cfg)

@@ -16,14 +16,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from evidence import JUDGED, RESULTS, ROOT, configured, win_rate
-from wikidpo.adopt import build, save_policy
-from wikidpo.chat import load_tokenizer
-from wikidpo.files import update_json
-from wikidpo.hf import export, from_hf, trl_collator
-from wikidpo.model import load_checkpoint
-from wikidpo.pairs import mine
-from wikidpo.training import TrainConfig, train
-from wikidpo.winrate import evaluate
+from wikidpo.core.chat import load_tokenizer
+from wikidpo.models.adopt import build_gpt, save_policy
+from wikidpo.models.checkpoints import load_checkpoint
+from wikidpo.models.hf import export, from_hf, trl_collator
+from wikidpo.run.config import RunTrainConfig
+from wikidpo.run.evaluate import evaluate
+from wikidpo.run.folder import update_json
+from wikidpo.run.mine import mine
+from wikidpo.run.train import train
 
 RUNS = ROOT / "runs" / "trl"
 OUR_IDS, CONVERSATIONS = "TRL, our ids", "TRL, conversations"
@@ -37,7 +38,7 @@ def conversation(row: dict) -> dict:
     return {name: [{"role": role, "content": row[name]}] for name, role in roles.items()}
 
 
-def trl_config(cfg: TrainConfig, out: Path, **more) -> DPOConfig:
+def trl_config(cfg: RunTrainConfig, out: Path, **more) -> DPOConfig:
     "The profile's recipe in TRL's words."
     return DPOConfig(
         str(out),
@@ -63,7 +64,7 @@ def trl_config(cfg: TrainConfig, out: Path, **more) -> DPOConfig:
     )
 
 
-def train_trl(way: str, pairs: Path, cfg: TrainConfig, out: Path) -> None:
+def train_trl(way: str, pairs: Path, cfg: RunTrainConfig, out: Path) -> None:
     "Train with TRL; writes dpo.pt."
     model, ref = (AutoModelForCausalLM.from_pretrained(RUNS / "sft", dtype="float32") for _ in range(2))
     rows = datasets.load_dataset("json", data_files=str(pairs), split="train", cache_dir=str(RUNS / "cache"))
@@ -81,7 +82,7 @@ def train_trl(way: str, pairs: Path, cfg: TrainConfig, out: Path) -> None:
     )
     trainer.train()
     shape = load_checkpoint(POLICY.checkpoint).cfg
-    save_policy(out / "dpo.pt", build(shape, from_hf(model.state_dict(), shape, way)))
+    save_policy(out / "dpo.pt", build_gpt(shape, from_hf(model.state_dict(), shape, way)))
 
 
 def run(seed: int) -> dict:
