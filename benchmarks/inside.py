@@ -2,26 +2,30 @@
 import json
 from time import perf_counter
 
-from wikidpo import model, sampling, training
 from wikidpo.core.chat import load_tokenizer
-from wikidpo.core.data import collate as collate, PairDataset
+from wikidpo.core.config import TrainConfig
+from wikidpo.core.data import PairDataset, collate as collate
 from wikidpo.core.sample import sample_k
-from wikidpo.core.train import freeze as freeze
-from wikidpo.engine.accelerate import ready_to_sample
+from wikidpo.core.train import freeze as freeze, train_dpo
+from wikidpo.engine import packed, ragged, scoring
+from wikidpo.engine.accelerate import accelerate, ready_to_sample
+from wikidpo.engine.training import TrainingEngine
 from wikidpo.models.checkpoints import load_checkpoint
-from wikidpo.run.config import RunTrainConfig
 
 TOP_K = 50
 # Parts of a step of sampling that a profile looks at: where the function stands, its name, in words
 SAMPLING_PARTS = (
-    (model, "packed_linear", "linear layers"),
-    (model.GPT, "extend", "attention, norms and the rest of the blocks"),
-    (model.GPT, "prefill", "the same of the prompts"),
-    (model.Cache, "step", "growing the cache"),
-    (sampling, "draw", "drawing"),
+    (packed, "packed_linear", "linear layers"),
+    (ragged, "extend_shared", "attention, norms and the rest of the blocks"),
+    (ragged, "prefill_shared", "the same of the prompts"),
+    (ragged.SharedCache, "step", "growing the cache"),
+    (ragged, "draw", "drawing"),
 )
-# What training does beside its steps: the reference's pass, and compiling
-BESIDE_TRAINING = ("reference", "compile_step")
+# What training does beside its steps: the reference's pass, and compiling; the third is the name of its seconds
+BESIDE_TRAINING = (
+    (TrainingEngine, "reference_table", "reference_s"),
+    (scoring, "compile_scoring", "compile_step_s"),
+)
 
 
 def precision(task): return "bf16" if task["dtype"] == "bfloat16" else "fp32"
@@ -46,20 +50,19 @@ def fast_sampler(folder, task): return ready_to_sample(policy(folder, task), pre
 
 def sample(model, tok, asked, task, max_new):
     "Responses to all prompts, one after the other"
-    groups = sample_k(model, tok, asked, tuple(task["temps"]), max_new, TOP_K)
+    groups = sample_k(model, tok, asked, tuple(task["temps"]), max_new, TOP_K, grow=ragged.generate_ragged)
     return [response for group in groups for response in group]
 
 
 def train(policy, ref, data, task, cache=None):
     "One epoch of DPO; cache: a folder for the reference's log-probabilities"
-    cfg = RunTrainConfig(lr=1e-6, batch_size=task["batch"], grad_accum_steps=task["accum"], warmup_steps=0,
-                      precision=precision(task), wandb="disabled")
-    training.dpo(policy, ref, data, cfg, cache=cache)
+    cfg = TrainConfig(lr=1e-6, batch_size=task["batch"], grad_accum_steps=task["accum"], warmup_steps=0)
+    train_dpo(policy, ref, data, cfg, accelerate(precision(task), cache=cache))
 
 
 def clock_beside(spent):
     "From now on what training does beside its steps writes its seconds into `spent`"
-    for name in BESIDE_TRAINING: setattr(training, name, clocked(getattr(training, name), f"{name}_s", spent))
+    for place, name, key in BESIDE_TRAINING: setattr(place, name, clocked(getattr(place, name), key, spent))
 
 
 def clocked(function, key, spent):

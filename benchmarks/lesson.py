@@ -81,7 +81,7 @@ def logps(model, ids, mask):
 
 def loss(policy, ref, batch, task):
     "DPO's, of a batch as `collate` makes it"
-    ids, mask = (torch.cat(part).to(task["device"]) for part in (batch[0::2], batch[1::2])) # chosen, then rejected
+    ids, mask = batch.rows(task["device"])                        # chosen, then rejected
     with autocast(task):
         policy_logps = logps(policy, ids, mask)
         with torch.no_grad(): ref_logps = logps(ref, ids, mask)

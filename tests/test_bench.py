@@ -119,10 +119,10 @@ def test_the_profile_counts_packed_products_as_products():
     from torch import profiler
     from train import kind
 
-    from wikidpo.model import GPT, GPTConfig, pack_copies
+    from wikidpo.core.model import GPT, GPTConfig
+    from wikidpo.engine.packed import packed_copies
     model = GPT(GPTConfig(vocab_size=97, n_layer=1, n_head=4, n_embd=32, ffn_dim=48))
-    with profiler.profile() as seen:
-        pack_copies(model)
+    with profiler.profile() as seen, packed_copies(model):
         with torch.autocast("cpu", torch.bfloat16): logits, _ = model(torch.zeros(2, 9, dtype=torch.long))
         logits.sum().backward()
     names = [e.key for e in seen.key_averages() if e.key.startswith(("mkldnn::", "aten::mm"))]

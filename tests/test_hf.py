@@ -481,7 +481,7 @@ def test_masks_with_another_template(stranger, tmp_path):
     assert (text(chosen, 1), text(rejected, 1)) == ("Lima.<|im_end|>", cut["rejected"])
     assert text(chosen2, 1) == "Santiago.<|im_end|>"
     assert [i for i, m in zip(*rejected2) if m] == odd["rejected_tokens"] + [end_id(tok)]
-    ids, mask, *_ = collate([data[0], data[1]])
+    _, mask = collate([data[0], data[1]]).chosen
     assert mask.sum(1).tolist() == [sum(chosen[1]), sum(chosen2[1])] and mask[:, 0].sum() == 0
 
 

@@ -17,11 +17,13 @@ from wikidpo.core.model import GPT, GPTConfig
 from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
 from wikidpo.models.hf import export, from_hf, trl_collator
 from wikidpo.run.folder import write_jsonl
-from wikidpo.training import dpo, dpo_step, freeze, lr_at, step_order, TrainConfig
+from wikidpo.core.config import TrainConfig
+from wikidpo.core.train import accumulate, freeze, lr_at, PlainEngine, step_schedule, train_dpo
+from wikidpo.engine.accelerate import accelerate
 from wikidpo.world.facts import DATA
 
 TOK, STEPS = load_tokenizer(DATA/"tokenizer.json"), 20
-CFG = RunTrainConfig(lr=1e-3, batch_size=4, grad_accum_steps=2, warmup_steps=4, seed=3, precision="fp32")
+CFG = TrainConfig(lr=1e-3, batch_size=4, grad_accum_steps=2, warmup_steps=4, seed=3)
 
 @pytest.fixture(scope="module")
 def tmp(tmp_path_factory):
@@ -64,12 +66,12 @@ def twins(tmp):
     (our policy, reference and metrics; TRL's trainer and metrics; the pairs)"""
     data, policy = PairDataset(tmp/"pairs.jsonl", TOK, 256), load_checkpoint(tmp/"model.safetensors")
     ref = freeze(policy)
-    ours = train_dpo(policy, ref, data, CFG)
+    ours = train_dpo(policy, ref, data, CFG, accelerate("fp32"))
     model = load(tmp)
     opt = torch.optim.AdamW(model.parameters(), lr=CFG.lr, betas=(.9, .95), weight_decay=0.)
     factor = partial(lr_at, steps=STEPS, warmup_steps=CFG.warmup_steps)
     optimizers = opt, torch.optim.lr_scheduler.LambdaLR(opt, factor)
-    theirs = trainer(tmp, sum(step_order(len(data), CFG), []), model, optimizers)
+    theirs = trainer(tmp, sum(step_schedule(len(data), CFG), []), model, optimizers)
     theirs.train()
     return policy, ref, ours, theirs, [h for h in theirs.state.log_history if "loss" in h], data
 
@@ -87,7 +89,7 @@ def test_every_pair_has_the_same_log_probabilities(twins, tmp):
     policy, ref, _, theirs, _, data = twins
     rows, moved = read_jsonl(tmp/"pairs.jsonl")[:16], []
     for ours, model in ((policy, theirs.model), (ref, theirs.ref_model)):
-        with torch.no_grad(): a = torch.stack(pair_logps(ours, *collate([data[i] for i in range(16)])))
+        with torch.no_grad(): a = torch.stack(pair_logps(ours, collate([data[i] for i in range(16)])))
         b = torch.stack(theirs.compute_ref_log_probs(model, theirs.data_collator(rows)))
         assert (a - b).abs().max() < 1e-4
         moved.append(a)
@@ -97,7 +99,8 @@ def test_gradients_point_the_same_way(twins, tmp):
     policy, ref, _, theirs, _, data = twins
     policy.zero_grad()
     theirs.model.zero_grad()
-    dpo_step(policy, ref, [collate([data[i] for i in range(8)])], CFG)
+    engine = PlainEngine()
+    with engine.running(policy, ref, data, [], CFG): accumulate(engine, range(8), CFG)
     theirs.training_step(theirs.model, theirs.data_collator(read_jsonl(tmp/"pairs.jsonl")[:8]))
     back = from_hf({k: p.grad for k, p in theirs.model.named_parameters()}, policy.cfg, "TRL")
     ours = {k: p.grad for k, p in policy.named_parameters()}
@@ -124,10 +127,11 @@ def test_pairs_jsonl_goes_in_as_it_is(tmp):
 
 def test_collator_hands_over_the_sampled_ids(tmp):
     data, rows = PairDataset(tmp/"pairs.jsonl", TOK, 256), read_jsonl(tmp/"pairs.jsonl")
-    batch, (c, cm, r, rm) = trl_collator(TOK)(rows[:12]), collate([data[i] for i in range(12)])
-    assert torch.equal(batch["input_ids"], torch.cat([c, r]))
-    assert torch.equal(batch["completion_mask"], torch.cat([cm, rm]))
-    assert rows[0]["rejected_finished"] is False and end_id(TOK) not in r[0][rm[0].bool()]
+    theirs, ours = trl_collator(TOK)(rows[:12]), collate([data[i] for i in range(12)])
+    ids, mask = ours.rows()
+    assert torch.equal(theirs["input_ids"], ids) and torch.equal(theirs["completion_mask"], mask)
+    cut = ours.rejected_ids[0][ours.rejected_mask[0].bool()]
+    assert rows[0]["rejected_finished"] is False and end_id(TOK) not in cut
     assert trl_collator(TOK, 20)(rows[:12])["input_ids"].shape[1] == 20
 
 def test_collator_tokenises_rows_without_ids(tmp):

@@ -234,7 +234,7 @@ def test_margins_are_those_of_the_run(tmp_path):
     ref, _ = open_policy(policy)
     dataset = PairDataset(tmp_path/"pairs.jsonl", tok, 256)
     batch = collate([dataset[i] for i in range(0, 45, 5)])
-    with torch.no_grad(): policy_logps, ref_logps = pair_logps(after, *batch), pair_logps(ref, *batch)
+    with torch.no_grad(): policy_logps, ref_logps = pair_logps(after, batch), pair_logps(ref, batch)
     assert rows[-1]["z"] == pytest.approx(margin(*policy_logps, *ref_logps).tolist(), abs=2e-3)
     player = RunPlayer(load_run(tmp_path/"run9"))
     assert player.z.shape == (len(rows), 9) and player.run["beta"] == .1

@@ -20,6 +20,7 @@ from wikidpo.core.model import GPT
 from wikidpo.core.rlhf import (join_rows, ppo, PPOConfig, reward_accuracy, reward_score,
                                RewardConfig, ScalarModel, train_reward)
 from wikidpo.core.train import freeze, train_dpo
+from wikidpo.engine.accelerate import accelerate
 from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
 from wikidpo.run.evaluate import evaluate
 from wikidpo.run.folder import update_json, write_jsonl
@@ -75,7 +76,8 @@ def train(start: Start, seed: int, name: str, rm: ScalarModel) -> tuple[GPT, lis
     "A policy, trained by DPO or PPO, and the metrics of its steps."
     policy, ref = copy.deepcopy(start.sft), freeze(start.sft)
     if name == "dpo":
-        history = train_dpo(policy, ref, start.train, configured("train", seed=seed))
+        cfg = configured("train", seed=seed)
+        history = train_dpo(policy, ref, start.train, cfg, accelerate(cfg.precision))
     else:
         value, cfg = ScalarModel(start.sft), PPOConfig(seed=seed, **PPO[name])
         history = ppo(policy, ref, rm, value, start.tok, prompts("mine"), cfg)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from ..files import UserError
+from .files import UserError
 
 # %% ../../nbs/core/chat.ipynb #38e26b2a
 SPECIALS = ("<|user|>", "<|assistant|>", "<|end|>", "<|pad|>")

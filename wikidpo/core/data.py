@@ -87,6 +87,12 @@ class PairBatch:
 
     def __len__(self): return len(self.chosen_ids)
 
+    @property
+    def chosen(self): return self.chosen_ids, self.chosen_mask
+
+    @property
+    def rejected(self): return self.rejected_ids, self.rejected_mask
+
     def rows(self, device=None):
         "(ids, mask), each (2 pairs, T): chosen rows, then rejected rows"
         ids = torch.cat([self.chosen_ids, self.rejected_ids])

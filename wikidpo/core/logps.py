@@ -9,6 +9,7 @@ __all__ = ['call_model', 'full_logits', 'token_logps', 'seq_logprob', 'pair_logp
 import torch
 
 from .files import UserError
+from .model import GPT
 
 # %% ../../nbs/core/logps.ipynb #3c4901ea
 def call_model(model, # model(ids, targets) -> (logits, loss)
@@ -27,6 +28,7 @@ def call_model(model, # model(ids, targets) -> (logits, loss)
 def full_logits(model, # model(ids, targets) -> (logits, loss)
                 ids): # (B, T) token ids
     "Logits (B, T, vocab_size) at every position, whatever the model does without targets"
+    if isinstance(model, GPT): return model(ids)[0]                   # ours needs no targets for them
     return call_model(model, ids, ids)[0]
 
 # %% ../../nbs/core/logps.ipynb #ff8a4907

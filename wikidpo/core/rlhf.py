@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..chat import encode_prompt, end_id
-from ..files import UserError
-from ..logprobs import collate
-from ..model import GPT
-from ..sampling import pad_right, sample_k
+from .chat import encode_prompt, end_id
+from .data import collate, pad_right
+from .files import UserError
+from .model import GPT
+from .sample import sample_k
 
 # %% ../../nbs/lessons/00_why_not_rlhf.ipynb #023e43b5
 class ScalarModel(nn.Module):
@@ -91,8 +91,8 @@ def score_pairs(rm, # ScalarModel
                 pairs, # of (chosen, rejected), as in a PairDataset
                ):
     "Scores of the chosen and of the rejected answers, (B,) each"
-    chosen, chosen_mask, rejected, rejected_mask = collate(pairs)
-    return reward_score(rm, chosen, chosen_mask), reward_score(rm, rejected, rejected_mask)
+    batch = collate(pairs)
+    return reward_score(rm, *batch.chosen), reward_score(rm, *batch.rejected)
 
 def train_reward(rm, # ScalarModel, trained in place
                  pairs, # of (chosen, rejected), as in a PairDataset

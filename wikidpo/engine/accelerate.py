@@ -73,7 +73,7 @@ def accelerate(precision:str="auto", # fp32, bf16, or auto: bf16 where the devic
 
 # %% ../../nbs/engine/accelerate.ipynb #a8249e2b
 @torch.no_grad()
-def compile_for_sampling(model): # GPT, changed in place
+def compile_for_sampling(model): # a copy made for sampling alone, changed in place
     "The same model with a compiled block for the steps of its sampler"
     def use_once(block_forward):
         cache = SharedCache(4)

@@ -78,3 +78,5 @@ class ChunkedHead:
         weight = self.model.head_weight
         self.packed = pack_weight(weight)
         self.packed_back = pack_weight(weight.bfloat16().T) if weight.requires_grad else None
+
+    def unpack(self): self.packed = self.packed_back = None

@@ -92,10 +92,16 @@ class Scoring:
         "While it lasts, the models run by their parts"
         with ExitStack() as on:
             if self.parts.keep_memory: keep_memory()
-            if self.parts.packed: on.enter_context(packed_copies(self.policy.model, self.ref.model))
-            if self.parts.packed: self.policy.refresh(), self.ref.refresh()
+            if self.parts.packed: self.pack(on)
             if self.parts.compiled: self.compiled = compile_scoring(self.policy, self.ref, self.step_scope)
             yield self
+
+    def pack(self, on): # ExitStack
+        "Packed copies of all weights, blocks and heads"
+        on.enter_context(packed_copies(self.policy.model, self.ref.model))
+        for scored in (self.policy, self.ref):
+            scored.head.pack()
+            on.callback(scored.head.unpack)
 
     def step_scope(self):
         "Around all micro-batches of a step: the weights are rounded once"

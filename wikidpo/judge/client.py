@@ -17,11 +17,11 @@ from weakref import WeakSet
 
 import httpx2, openai
 
-from ..files import UserError
-from .config import TeacherLost, shown_url
+from ..core.files import UserError
+from .config import shown_url, TeacherLost
 from .offline import InProcess, offline_app
-from .prompts import JUDGE_TMPL, PAIR_TMPL, SCORE_LABELS, VERDICT_LABELS
-from .prompts import fenced, parse_score, parse_verdict
+from .prompts import (fenced, JUDGE_TMPL, PAIR_TMPL, parse_score, parse_verdict,
+                                   SCORE_LABELS, VERDICT_LABELS)
 
 # %% ../../nbs/judge/client.ipynb #judge-client-words
 _START = ("Start one with `wikidpo teacher` (vLLM, on a GPU) or `wikidpo teacher --offline`; "

@@ -9,7 +9,7 @@ __all__ = ['OFFLINE_MODEL', 'TeacherLost', 'shown_url', 'TeacherConfig', 'VllmCo
 import os, re
 from dataclasses import asdict, dataclass
 
-from ..files import UserError
+from ..core.files import UserError
 
 # %% ../../nbs/judge/config.ipynb #c00662e9
 class TeacherLost(UserError):

@@ -19,10 +19,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from ..files import UserError
+from ..core.files import UserError
 from .config import OFFLINE_MODEL
 from .prompts import SCORE_LABELS
-from ..miniwiki import find_fact, grade
+from ..world.facts import find_fact
+from ..world.grade import grade
 
 # %% ../../nbs/judge/offline.ipynb #3c1f2deb
 _BLOCK = re.compile(r"^(Instruction|Answer|Answer A|Answer B):\n(`{3,})\n(.*?)\n\2$", re.M | re.S)

@@ -8,7 +8,7 @@ __all__ = ['JUDGE_TMPL', 'PAIR_TMPL', 'SCORE_LABELS', 'VERDICT_LABELS', 'fenced'
 # %% ../../nbs/lessons/04_the_teacher.ipynb #d6e30fb0
 import re
 
-from ..chat import strip_specials
+from ..core.chat import strip_specials
 
 # %% ../../nbs/lessons/04_the_teacher.ipynb #4c65ae1c
 JUDGE_TMPL = """Grade one answer to one instruction, strictly, on a scale from 1 to 10.

@@ -14,10 +14,11 @@ from pathlib import Path
 import openai
 from tqdm.auto import tqdm
 
-from ..files import QUIET, UserError
+from ..core.files import UserError
 from .client import ask_once, check_teacher, make_client, server_words, teacher_error
 from .config import TeacherLost, VllmConfig
 from .offline import listening_socket
+from ..run.folder import QUIET
 
 # %% ../../nbs/judge/vllm.ipynb #judge-vllm-find
 PACKAGE_HOME = Path(importlib.util.find_spec("wikidpo").origin).parents[1] # a checkout, or site-packages

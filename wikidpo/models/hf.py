@@ -21,10 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tokenizers import Tokenizer
 
-from ..core.chat import COURSE, Chat, chat_of, check_vocab, encode_prompt, encode_response, end_id, load_tokenizer
-from ..files import UserError, write_atomic
-from ..model import GPT, GPTConfig, save_checkpoint
+from ..core.chat import (Chat, chat_of, check_vocab, COURSE, encode_prompt, encode_response,
+                               end_id, load_tokenizer)
+from ..core.files import UserError
+from ..core.model import GPT, GPTConfig
 from .adopt import build_gpt, error_line, load_policy
+from .checkpoints import save_checkpoint
+from ..run.folder import write_atomic
 
 # %% ../../nbs/models/hf.ipynb #148a48b5
 def hf_names(cfg): # GPTConfig

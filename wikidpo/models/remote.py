@@ -17,10 +17,13 @@ from starlette.routing import Route
 from tqdm.auto import tqdm
 
 from ..core.chat import encode_prompt, end_id
-from ..files import UserError
-from .adopt import full_logits
-from ..sampling import TEMPS, UNIT, Response
-from ..teacher import JudgePool, _words, make_client, shown_url
+from ..core.config import TEMPS, UNIT
+from ..core.files import UserError
+from ..core.sample import Response
+from ..judge.client import make_client, server_words
+from ..judge.config import shown_url
+from ..judge.pool import JudgePool
+from ..core.logps import full_logits
 
 # %% ../../nbs/models/remote.ipynb #cdcd878e
 class _Request(BaseModel, extra="forbid"):
@@ -143,7 +146,7 @@ class Servers:
         try: yield
         except openai.APIError as e:
             status = getattr(e, "status_code", None)
-            why = f"{shown_url(url)} ({_words(e, client) if status else e.__cause__ or e})"
+            why = f"{shown_url(url)} ({server_words(e, client) if status else e.__cause__ or e})"
             if status in (401, 403): raise UserError(f"the key in {self.key_env} does not open {why}") from None
             if status and status < 500 and status not in (408, 409, 429):
                 raise UserError(f"a request for the policy is refused by {why}") from None

@@ -13,16 +13,19 @@ from pathlib import Path
 import yaml
 from tqdm.auto import tqdm
 
-from ..chat import encode_prompt
+from ..core.chat import encode_prompt
 from ..core.config import UNIT
-from ..core.files import UserError, read_jsonl
+from ..core.files import read_jsonl, UserError
 from ..core.pairs import make_pairs
-from ..remote import Servers, sample_units
+from ..engine.accelerate import ready_to_sample
+from ..engine.ragged import sample_unit
+from ..judge.client import ask_score, check_teacher
+from ..judge.pool import JudgePool
+from ..models.policy import open_policy
+from ..models.remote import sample_units, Servers
 from .config import shard_units
-from .folder import QUIET, JsonlWriter, update_json, write_atomic, write_jsonl
+from .folder import JsonlWriter, QUIET, update_json, write_atomic, write_jsonl
 from .profiles import claim
-from ..sampling import open_policy, sample_unit, sampler
-from ..teacher import JudgePool, ask_score, check_teacher
 
 # %% ../../nbs/run/mine.ipynb #5f23f64c
 def read_prompts(path, n:int=None, # the first so many
@@ -57,7 +60,7 @@ def _sample_units(policy, # PolicyConfig
     if cfg.engine == "vllm" and todo:
         servers = Servers(cfg.policy_url, cfg.policy_key_env, model, tok, prompts)
         return sample_units(servers, tok, prompts, todo, cfg.seed, cfg.policy_concurrency, **options)
-    if cfg.engine == "local": model = sampler(model, policy.sample_precision)
+    if cfg.engine == "local": model = ready_to_sample(model, policy.sample_precision)
     return (sample_unit(model, tok, prompts, unit, cfg.seed, cfg.batch, **options) for unit in todo)
 
 def _check_room(model, tok, cfg, prompts):

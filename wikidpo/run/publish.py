@@ -11,11 +11,11 @@ from pathlib import Path
 
 import yaml
 
-from ..chat import load_tokenizer, render_prompt
-from ..core.files import UserError, read_jsonl
+from ..core.chat import load_tokenizer, render_prompt
+from ..core.files import read_jsonl, UserError
+from ..judge.prompts import JUDGE_TMPL
 from .folder import write_atomic
 from .mine import read_mining
-from ..teacher import JUDGE_TMPL
 
 # %% ../../nbs/run/publish.ipynb #p0b10008
 def _read_pairs(out)->tuple:

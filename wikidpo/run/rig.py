@@ -14,12 +14,17 @@ from urllib.parse import urlsplit
 
 import torch
 
-from ..files import UserError, write_atomic, write_jsonl
-from ..logprobs import PairDataset
-from ..pairs import read_prompts
-from ..sampling import open_policy, pick_device, sample_k
-from ..teacher import JudgePool, ask_score, ask_verdict, check_teacher
-from ..training import dpo, freeze, pick_precision
+from ..core.data import PairDataset
+from ..core.files import UserError
+from ..core.sample import sample_k
+from ..core.train import freeze, train_dpo
+from ..engine.accelerate import accelerate, pick_device
+from ..engine.ragged import generate_ragged
+from ..judge.client import ask_score, ask_verdict, check_teacher
+from ..judge.pool import JudgePool
+from ..models.policy import open_policy
+from .folder import write_atomic, write_jsonl
+from .mine import read_prompts
 
 # %% ../../nbs/run/rig.ipynb #7aa8c62f
 @dataclass
@@ -218,12 +223,12 @@ def _train_rate(model, tok, duels, train)->float: # duels: (prompt, answer, othe
     step = train.batch_size * train.grad_accum_steps
     times = []
     pairs = [{"prompt": p, "chosen": a, "rejected": b} for p, a, b in duels]
-    precision = pick_precision(train.precision, next(model.parameters()).device.type)
-    cfg = replace(train, pairs=None, epochs=1, precision=precision)
+    cfg = replace(train, pairs=None, epochs=1)
+    def note_time(metrics): times.append(time.perf_counter())
     with TemporaryDirectory() as tmp:
         write_jsonl(f"{tmp}/pairs.jsonl", (pairs * -(-3 * step // len(pairs)))[:3 * step])
         dataset = PairDataset(Path(tmp)/"pairs.jsonl", tok, min(cfg.block_size, model.cfg.block_size))
-        dpo(model, freeze(model), dataset, cfg, lambda m: times.append(time.perf_counter()))
+        train_dpo(model, freeze(model), dataset, cfg, accelerate(cfg.precision), [note_time])
     return 2 * step / (times[-1] - times[0])
 
 # %% ../../nbs/run/rig.ipynb #dabc5b7d
@@ -236,7 +241,7 @@ def measure(policy, teacher, # PolicyConfig, TeacherConfig
     model, tok = open_policy(policy)
     asked, client = read_prompts(mine.prompts, prompts), teacher.client()
     how = dict(temps=tuple(mine.temps), max_new=mine.max_new, top_k=mine.top_k)
-    def sample(prompts): return sample_k(model, tok, prompts, **how)
+    def sample(prompts): return sample_k(model, tok, prompts, **how, grow=generate_ragged)
     def sample_all(): return [g for i in range(0, len(asked), mine.batch) for g in sample(asked[i:i + mine.batch])]
     sample(asked[:1])                                                                       # warms up
     groups, seconds = _timed(sample_all)

@@ -10,8 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from traitlets import Bytes, Enum, Float, validate
 
-from ..files import UserError
-from ..loss import LOSS_TYPES, gradient_weight, preference_loss
+from ..core.config import LOSS_TYPES
+from ..core.files import UserError
+from ..core.loss import gradient_weight, preference_loss
 from .curves import BLUE, INK, RED, style_axes
 from .widgets import LabWidget, module
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..files import UserError
+from ..core.files import UserError
 from .run import Run
 
 # %% ../../nbs/show/curves.ipynb #2e1d6b85

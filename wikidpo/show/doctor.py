@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..files import UserError
-from ..loss import preference_loss
-from .run import Run, load_run
+from ..core.files import UserError
+from ..core.loss import preference_loss
+from .run import load_run, Run
 
 # %% ../../nbs/lessons/07_reading_the_run.ipynb #4bdb022b
 @dataclass(frozen=True)

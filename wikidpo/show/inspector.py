@@ -14,10 +14,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from traitlets import Dict, Enum, Int, List, Unicode, observe
 
-from ..files import UserError, read_jsonl, write_jsonl
-from ..pairs import make_pairs
+from ..core.files import read_jsonl, UserError
+from ..core.pairs import make_pairs
+from ..run.folder import write_jsonl
 from .curves import BLUE, INK, RED, style_axes
-from .widgets import LabWidget, guarded, module
+from .widgets import guarded, LabWidget, module
 
 # %% ../../nbs/show/inspector.ipynb #61dead8f
 PAIR_FIELDS = {"score_chosen": "chosen score", "score_rejected": "rejected score", "gap": "gap",

@@ -12,8 +12,8 @@ import torch
 from matplotlib.figure import Figure
 from traitlets import Bytes, Dict, Int, validate
 
-from ..files import UserError
-from ..loss import preference_loss
+from ..core.files import UserError
+from ..core.loss import preference_loss
 from .curves import BLUE, INK, PANELS, RED, style_axes
 from .widgets import LabWidget, module
 

@@ -19,9 +19,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ..files import write_atomic
-from .curves import BLUE, INK, PANELS, RED, draw_panel
-from .run import Run, load_run
+from ..run.folder import write_atomic
+from .curves import BLUE, draw_panel, INK, PANELS, RED
+from .run import load_run, Run
 
 # %% ../../nbs/show/report.ipynb #caf65018
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff"

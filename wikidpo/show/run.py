@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from ..files import UserError, read_jsonl
+from ..core.files import read_jsonl, UserError
 
 # %% ../../nbs/show/run.ipynb #e3f44f77
 @dataclass

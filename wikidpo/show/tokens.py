@@ -11,11 +11,11 @@ import torch
 from matplotlib.figure import Figure
 from traitlets import Dict, Int, List, Unicode, observe
 
-from ..adopt import full_logits
-from ..files import UserError
-from ..loss import implicit_reward
+from ..core.files import UserError
+from ..core.logps import full_logits
+from ..core.loss import implicit_reward
 from .curves import BLUE, INK, RED, style_axes
-from .widgets import LabWidget, guarded, module
+from .widgets import guarded, LabWidget, module
 
 # %% ../../nbs/show/tokens.ipynb #48b531fa
 def _token_logps(model, ids, keep)->torch.Tensor:

@@ -13,9 +13,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from traitlets import Dict
 
-from ..files import JsonlWriter, UserError, read_jsonl
+from ..core.files import read_jsonl, UserError
+from ..run.folder import JsonlWriter
 from .curves import BLUE, INK, style_axes
-from .widgets import LabWidget, guarded, module
+from .widgets import guarded, LabWidget, module
 
 # %% ../../nbs/show/vote.ipynb #716cbf3d
 def _kappa(shares):

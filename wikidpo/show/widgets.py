@@ -16,7 +16,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from traitlets import Unicode
 
-from ..files import UserError
+from ..core.files import UserError
 from .curves import INK
 
 # %% ../../nbs/show/widgets.ipynb #a38e9e5d

@@ -8,7 +8,7 @@ __all__ = ['SftConfig']
 # %% ../../nbs/world/config.ipynb #a81c5f36
 from dataclasses import dataclass
 
-from ..files import UserError
+from ..core.files import UserError
 from .answers import QUALITIES
 
 # %% ../../nbs/world/config.ipynb #ded5515c

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 
-from ..chat import SPECIALS, encode_prompt, encode_response, render_prompt
-from ..files import QUIET, write_jsonl
-from ..model import GPT, GPTConfig, save_checkpoint
-from .answers import QUALITIES, answer
+from ..core.chat import encode_prompt, encode_response, render_prompt, SPECIALS
+from ..core.model import GPT, GPTConfig
+from ..models.checkpoints import save_checkpoint
+from ..run.folder import QUIET, write_jsonl
+from .answers import answer, QUALITIES
 from .config import SftConfig
 from .facts import find_fact, prompts
 

@@ -1,2 +1,0 @@
-"Temporary: the names of this room where they stood before. The lead removes it."
-from .core.chat import *

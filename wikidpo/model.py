@@ -1,4 +1,0 @@
-"Temporary: the names of this room where they stood before."
-from .core.model import *
-from .core.model import causal
-from .models.checkpoints import *

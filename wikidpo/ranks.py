@@ -1,2 +1,0 @@
-"Temporary: the names of this room where they stood before."
-from .engine.distributed import *

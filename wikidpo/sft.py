@@ -1,3 +1,0 @@
-"Temporary: the names of this room where they stood before. The lead removes it."
-from .world.config import *
-from .world.sft import *
