@@ -536,7 +536,7 @@ def test_our_model_in_a_learners_file(tmp_path):
     "Whoever took this package's model.py over finds it mapped too"
     model = GPT(GPTConfig(vocab_size=97, block_size=64, n_layer=2, n_head=4, n_embd=32, ffn_dim=48)).eval()
     save_checkpoint(tmp_path / "sft.pt", model)
-    (tmp_path / "model.py").write_text("from wikidpo.model import GPT, GPTConfig")
+    (tmp_path / "model.py").write_text("from wikidpo.core.model import GPT, GPTConfig")
     policy = load_policy(tmp_path / "sft.pt", tmp_path / "model.py")
     state = policy.state_dict()
     assert policy.cfg == model.cfg and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())

@@ -389,7 +389,7 @@ def test_export_of_a_learners_own_model(tmp_path, capsys):
     model_py.write_text(NO_LLAMA)
     torch.save({"model": {"e.weight": torch.randn(2048, 8)}, "config": {}}, checkpoint)
     assert "cannot become one" in command_fails(capsys, *words)
-    model_py.write_text("from wikidpo.model import GPT, GPTConfig")
+    model_py.write_text("from wikidpo.core.model import GPT, GPTConfig")
     ours = load_checkpoint(CHECKPOINT)
     save_checkpoint(checkpoint, ours)
     main(words)
