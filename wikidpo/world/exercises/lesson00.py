@@ -31,7 +31,7 @@ Of one that is 200 points wrong about a pair?
     hint="`F.logsigmoid` knows what to do far from 0, where `sigmoid` has already become 0.",
     solution='''
 def clear_loss(r_c, r_r, m):
-    "Rewards of the chosen and of the rejected answers, distances asked for, (B,) each -> mean loss in nats, one number"
+    "Rewards of chosen and rejected answers, distances, (B,) each -> mean loss in nats, a number"
     return -F.logsigmoid(r_c - r_r - m).mean()
 ''',
     answer="""

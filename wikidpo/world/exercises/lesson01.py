@@ -29,7 +29,7 @@ $\pi^*(y) = \frac1Z\,\pi_{\text{ref}}(y)\,e^{r(y)/\beta}$.
     hint=r"$\log\pi_{\text{ref}} + r/\beta$ are logits: one softmax does the rest, and does not overflow.",
     solution='''
 def best_policy(ref, r, beta):
-    "Reference probabilities and rewards of the answers (N,), (N,) -> probabilities of the best policy (N,)"
+    "Reference probabilities and rewards (N,), (N,) -> probabilities of the best policy (N,)"
     return (ref.log() + r / beta).softmax(0)
 ''',
     answer=r"""
@@ -180,7 +180,7 @@ with $\log\pi(y_c)$ and falls with $\log\pi(y_r)$.
 """,
     solution='''
 def dpo_gradient(z, beta):
-    "Margins (B,) -> slopes of each pair's loss in log pi(chosen) and in log pi(rejected), (B,) and (B,)"
+    "Margins (B,) -> slopes of each pair's loss in log pi(chosen) and log pi(rejected), (B,) each"
     slope = beta * torch.sigmoid(-beta * z)
     return -slope, slope
 ''',

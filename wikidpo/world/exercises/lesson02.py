@@ -27,7 +27,7 @@ beside a teacher that takes 75 % of 24 GB?
     hint="Four numbers of 4 bytes for what is trained, one number for what is not.",
     solution='''
 def training_bytes(n, ref_bytes):
-    "Parameters of the policy, bytes of a reference weight -> bytes for weights, gradients, Adam and the reference"
+    "Parameters, bytes of a reference weight -> bytes for weights, gradients, Adam and reference"
     return n * (4 + 4 + 2 * 4 + ref_bytes)
 ''',
     answer="""

@@ -158,7 +158,7 @@ its length and its mark stay. Return new tensors.
     hint="`~done` selects the rows that are alive. `ids[rows, lens[rows]] = ...` writes one number in each.",
     solution='''
 def write_tokens(ids, lens, done, drawn, end):
-    "ids (B, S), lengths (B,), done (B,), drawn tokens (B,), id of the stop token -> ids, lens, done after the step"
+    "ids (B, S), lens (B,), done (B,), drawn (B,), id of the stop token -> ids, lens, done"
     ids, lens, alive = ids.clone(), lens.clone(), ~done
     ids[alive, lens[alive]] = drawn[alive]
     lens[alive] += 1

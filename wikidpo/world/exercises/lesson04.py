@@ -86,7 +86,7 @@ what the expected one?
     hint="Two sums over the labels: the mass, and the mass times the grade.",
     solution='''
 def expected_score(probs):
-    "{token text: probability} -> expected grade, or None if the grades have less than half of the probability"
+    "{token text: probability} -> expected grade, or None if the grades have less than half"
     labels = {i: probs.get(str(i), 0) for i in range(1, 11)}
     mass = sum(labels.values())
     return sum(i * p for i, p in labels.items()) / mass if mass >= .5 else None
@@ -174,7 +174,7 @@ make the fence of backticks, at least three, and longer than any run of backtick
     hint="`` re.findall('`+', text) `` gives the runs.",
     solution=r'''
 def fence(text):
-    "text -> fence line, text, fence line; the fence is longer than any run of backticks in the text"
+    "text -> fence line, text, fence line; the fence is longer than any run of backticks in it"
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{ticks}\n{text}\n{ticks}"
 ''',

@@ -33,7 +33,7 @@ worst, the first of equals. No pair (`None`) if fewer than two were scored, if b
     hint="Sort or search only among the indices that have a score.",
     solution='''
 def pick_pair(scores, gap, best):
-    "Scores of one prompt's answers, None where there is none -> (chosen, rejected) as indices, or None"
+    "Scores of a prompt's answers, None where there is none -> (chosen, rejected) indices, or None"
     scored = [i for i, s in enumerate(scores) if s is not None]
     if len(scored) < 2: return None
     hi, lo = max(scored, key=lambda i: scores[i]), min(scored, key=lambda i: scores[i])
@@ -84,7 +84,7 @@ temperatures, the share whose chosen side is the colder one.
     hint="Two counts. Pairs of equal temperature belong in neither.",
     solution='''
 def share_colder(pairs):
-    "Pairs with temp_chosen and temp_rejected -> share of the pairs of unequal temperature whose chosen side is colder"
+    "Pairs with temp_chosen, temp_rejected -> share of the unequal ones whose chosen is colder"
     apart = [p for p in pairs if p["temp_chosen"] != p["temp_rejected"]]
     return sum(p["temp_chosen"] < p["temp_rejected"] for p in apart) / len(apart)
 ''',
@@ -129,7 +129,7 @@ fall on either side. $P(N > x) = \frac12\,\text{erfc}(x/\sqrt2)$, in Python `mat
 """,
     solution='''
 def false_pair(gap, noise):
-    "Smallest difference, standard deviation of one reading -> chance of such a difference between equals"
+    "Smallest difference, standard deviation of a reading -> chance of it between equals"
     spread = noise * math.sqrt(2)
     return math.erfc(gap / spread / math.sqrt(2))
 ''',

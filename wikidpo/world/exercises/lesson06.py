@@ -91,7 +91,7 @@ closed it with <|end|>?
     hint="Make the answer complete first, then ids and mask from the same two lengths, then cut both.",
     solution='''
 def pack(prompt, answer, finished, end, block):
-    "Token ids of prompt and answer, whether it was finished, id of the stop token, longest row -> ids, mask"
+    "Ids of prompt and answer, was it finished, id of the stop token, longest row -> ids, mask"
     said = answer + [end] * finished
     return (prompt + said)[:block], ([0] * len(prompt) + [1] * len(said))[:block]
 ''',
@@ -149,7 +149,7 @@ looked at.
 """,
     solution='''
 def pad_batch(rows, pad):
-    "[(prompt length, token ids)] -> ids (B, T), mask (B, T): right-padded, 1 for the answer's tokens"
+    "[(prompt length, ids)] -> ids (B, T), mask (B, T): right-padded, 1 for the answer's tokens"
     T = max(len(ids) for _, ids in rows)
     ids = torch.tensor([ids + [pad] * (T - len(ids)) for _, ids in rows])
     mask = torch.tensor([[0] * n + [1] * (len(ids) - n) + [0] * (T - len(ids)) for n, ids in rows])
@@ -166,7 +166,7 @@ shipped more than once.
         Mistake("It is padded on the left: positions and causal "
             "attention then need special care. Pad on the right.", source='''
 def pad_batch(rows, pad):
-    "[(prompt length, token ids)] -> ids (B, T), mask (B, T): right-padded, 1 for the answer's tokens"
+    "[(prompt length, ids)] -> ids (B, T), mask (B, T): right-padded, 1 for the answer's tokens"
     T = max(len(ids) for _, ids in rows)
     ids = torch.tensor([ids + [pad] * (T - len(ids)) for _, ids in rows])
     mask = torch.tensor([[0] * n + [1] * (len(ids) - n) + [0] * (T - len(ids)) for n, ids in rows])
@@ -181,7 +181,7 @@ def pad_batch(rows, pad):
             right="[0] * n + [1] * (len(ids) - n)", wrong="[1] * len(ids)"),
         Mistake("Rows are cut to the shortest: pad to the longest.", source='''
 def pad_batch(rows, pad):
-    "[(prompt length, token ids)] -> ids (B, T), mask (B, T): right-padded, 1 for the answer's tokens"
+    "[(prompt length, ids)] -> ids (B, T), mask (B, T): right-padded, 1 for the answer's tokens"
     T = max(len(ids) for _, ids in rows)
     ids = torch.tensor([ids + [pad] * (T - len(ids)) for _, ids in rows])
     mask = torch.tensor([[0] * n + [1] * (len(ids) - n) + [0] * (T - len(ids)) for n, ids in rows])

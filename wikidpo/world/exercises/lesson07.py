@@ -30,7 +30,7 @@ accuracy, the share of pairs whose chosen reward is the higher one.
     hint="Make one long list of pairs first.",
     solution='''
 def step_metrics(micro):
-    "[(rewards of chosen, rewards of rejected)] of a step -> {'margin', 'accuracy'} over all its pairs"
+    "[(rewards of chosen, of rejected)] of a step -> {'margin', 'accuracy'} over all its pairs"
     gaps = [c - r for chosen, rejected in micro for c, r in zip(chosen, rejected)]
     return {"margin": sum(gaps) / len(gaps), "accuracy": sum(g > 0 for g in gaps) / len(gaps)}
 ''',
@@ -127,7 +127,7 @@ runs. What is it?
     hint="Five returns in the order of the list.",
     solution='''
 def diagnose(run):
-    "{'first_loss', 'accuracy', 'margin', 'chosen'} -> 'reference', 'flipped', 'fleeing', 'idle' or 'healthy'"
+    "{'first_loss', 'accuracy', 'margin', 'chosen'} -> what is wrong, in one word"
     if abs(run["first_loss"] - math.log(2)) > .001: return "reference"
     if run["accuracy"] < .5: return "flipped"
     if run["chosen"] < -1.5: return "fleeing"

@@ -80,7 +80,7 @@ length.
 """,
     solution='''
 def trl_ipo(pi_c, ref_c, n_c, pi_r, ref_r, n_r, beta):
-    "Summed log-probabilities (B,) each, tokens of the answers (B,), (B,) -> IPO loss as TRL computes it (B,)"
+    "Summed log-probabilities and tokens of the answers, (B,) each -> TRL's IPO loss (B,)"
     z = (pi_c - ref_c) / n_c - (pi_r - ref_r) / n_r
     return (z - 1 / (2 * beta)) ** 2
 ''',
@@ -129,7 +129,7 @@ change places?
 """,
     solution='''
 def half_split(w, n_head):
-    "Query or key matrix (n_head * d, n) for neighbouring pairs -> its rows in order for split halves, same shape"
+    "Query or key matrix (n_head * d, n) for neighbouring pairs -> the same for split halves"
     return w.view(n_head, -1, 2, w.shape[1]).transpose(1, 2).reshape(w.shape)
 ''',
     answer="""

@@ -29,7 +29,7 @@ largest? And the reward margin $\beta z$, which the curve shows?
     hint=r"Set the slope to 0: $p\,\sigma(-\beta z) = (1-p)\,\sigma(\beta z)$, so $\sigma(\beta z) = p$.",
     solution='''
 def resting_margin(p, beta):
-    "Chance that the teacher prefers chosen, strength of the leash -> margin z in nats at which the loss is smallest"
+    "Chance that the teacher prefers chosen, leash -> margin z in nats of the smallest loss"
     return math.log(p / (1 - p)) / beta
 ''',
     answer=r"""
@@ -79,7 +79,7 @@ is $\beta z$.
 """,
     solution='''
 def logged_margin(g, beta, lr, adam):
-    "Gradient of z (N,), leash, learning rate, Adam or plain descent -> reward margin beta z after one step, a number"
+    "Gradient of z (N,), leash, learning rate, Adam or not -> reward margin beta z, a number"
     grad = -beta / 2 * g
     step = -lr * (grad.sign() if adam else grad)
     return (beta * (g @ step)).item()
@@ -128,7 +128,7 @@ $e^{-d} = \pi_{\text{ref}}/\pi$ has mean 1 under $\pi$.
 """,
     solution='''
 def kl_estimates(logp, ref):
-    "Log-probabilities of the policy's own answers under policy and reference (N,), (N,) -> (mean of d, mean of exp(-d) - 1 + d)"
+    "Log-probabilities under policy and reference (N,), (N,) -> mean d, mean exp(-d) - 1 + d"
     d = logp - ref
     return d.mean(), (torch.exp(-d) - 1 + d).mean()
 ''',
@@ -179,7 +179,7 @@ the beta with the *smallest* KL: the same win for less drift.
     hint="Two lines: the highest win rate; then a minimum over those that cannot be told from it.",
     solution='''
 def choose_beta(rows):
-    "[{'beta', 'win', 'low', 'high', 'kl', 'margin'}] -> the beta with the smallest KL among those that may be the best"
+    "[{'beta', 'win', 'low', 'high', 'kl', 'margin'}] -> beta of the smallest KL among the best"
     best = max(r["win"] for r in rows)
     return min((r for r in rows if r["high"] >= best), key=lambda r: r["kl"])["beta"]
 ''',
