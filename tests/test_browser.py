@@ -253,7 +253,7 @@ def summary_of(room):
 
 
 @in_the_notebook_of("beta")
-def test_beta_slider_is_drawn_under_the_finger(room):
+def test_beta_slider_is_drawn_under_the_finger(room): # style: one walk through a page
     w = widget(room, "The loss and the leash: beta slider")
     w.scroll_into_view_if_needed()
     python(room, "slider.beta = .1")
@@ -285,7 +285,7 @@ def test_beta_slider_is_drawn_under_the_finger(room):
 
 
 @in_the_notebook_of("beta")
-def test_beta_slider_and_python_agree(room):
+def test_beta_slider_and_python_agree(room): # style: one walk through a page
     w = widget(room, "The loss and the leash: beta slider")
     w.scroll_into_view_if_needed()
     slider, curve = w.get_by_label("beta", exact=True), w.locator("path.line").first
@@ -333,7 +333,7 @@ def test_formulas_in_the_browser(room):
 
 
 @in_the_notebook_of("inspector")
-def test_pair_inspector_filters_sorts_and_moves(room):
+def test_pair_inspector_filters_sorts_and_moves(room): # style: one walk through a page
     w = widget(room, "Pair inspector")
     w.scroll_into_view_if_needed()
     python(room, "inspector.query, inspector.limits, inspector.order = '', {}, 'as mined'")
@@ -439,7 +439,7 @@ def test_run_player(room):
 
 
 @in_the_notebook_of("vote")
-def test_blind_vote(room):
+def test_blind_vote(room): # style: one walk through a page
     python(room, "vote.path, vote.votes = Path(tempfile.mkdtemp())/'votes.jsonl', {}\nvote._next()")
     w = widget(room, "Blind vote")
     w.scroll_into_view_if_needed()
@@ -511,7 +511,7 @@ def attack(lab):
         yield page
 
 
-def test_hostile_text_is_only_text(attack):
+def test_hostile_text_is_only_text(attack): # style: one walk through a page
     "Nothing of it runs, nothing of it becomes an element, and nothing of it leaves its box"
     inspector = attack.get_by_role("region", name="Pair inspector").first
     vote, tokens = widget(attack, "Blind vote"), widget(attack, "Token view")

@@ -1,6 +1,12 @@
 "Bad input through the real command: one line on stderr, exit status 2, and nothing written"
-import json, os, subprocess, sys
-import pytest, torch
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
 from wikidpo.cli import main, parse
 from wikidpo.core.files import read_jsonl
 from wikidpo.core.model import GPT, GPTConfig
@@ -8,25 +14,33 @@ from wikidpo.judge.offline import offline_app, serving
 from wikidpo.models.checkpoints import save_checkpoint
 from wikidpo.world.facts import DATA
 
+COMMAND = [sys.executable, "-c", "from wikidpo.cli import main; main()"]
+NOBODY = "http://127.0.0.1:9/v1" # where no teacher listens
+
+
 def fails(capsys, *words):
     "The one line that the command prints before it leaves with status 2"
-    capsys.readouterr()                                                       # what earlier commands printed
+    capsys.readouterr()                                           # what earlier commands printed
     with pytest.raises(SystemExit) as e: main([str(w) for w in words])
     err = capsys.readouterr().err.strip()
     assert e.value.code == 2, err
     assert err.startswith("error: ") and "\n" not in err, err
     return err
 
+
 @pytest.fixture
 def pairs(tmp_path):
     "A function that writes pairs.jsonl from lines and returns its path"
     def write(*lines):
-        p = tmp_path/"pairs.jsonl"
-        p.write_text("".join((l if isinstance(l, str) else json.dumps(l)) + "\n" for l in lines))
-        return p
+        path = tmp_path/"pairs.jsonl"
+        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+        path.write_text("".join(text + "\n" for text in texts))
+        return path
     return write
 
+
 GOOD = {"prompt": "What is the capital of Peru?", "chosen": "Lima.", "rejected": "Rome."}
+
 
 @pytest.mark.parametrize("lines, says", [
     ([GOOD, '{"prompt": "What'], "pairs.jsonl:2: broken JSON"),
@@ -40,67 +54,86 @@ def test_bad_pairs(capsys, tmp_path, pairs, lines, says):
     assert says in fails(capsys, "train", "--pairs", pairs(*lines), "--out", tmp_path/"run", "--wandb", "disabled")
     assert not (tmp_path/"run").exists()
 
+
 def test_missing_pairs_file_is_named(capsys, tmp_path):
     assert "pairs.jsonl: no such file" in fails(capsys, "train", "--out", tmp_path/"run")
 
+
 @pytest.mark.parametrize("flags, says", [
-    (["--beta", "0"], "beta"), (["--beta", "-1"], "beta"), (["--lr", "0"], "train.lr"), (["--loss", "ppo"], "ppo"), (["--precision", "fp8"], "train.precision"),
-])
+    (["--beta", "0"], "beta is 0"), (["--beta", "-1"], "beta is -1"), (["--lr", "0"], "train.lr"),
+    (["--loss-type", "ppo"], "ppo"), (["--precision", "fp8"], "train.precision")])
 def test_bad_numbers(capsys, tmp_path, pairs, flags, says):
     assert says in fails(capsys, "train", "--pairs", pairs(GOOD), "--out", tmp_path/"run", *flags)
     assert not (tmp_path/"run").exists()
 
+
 def test_checkpoint_missing_corrupt_or_of_another_size(capsys, tmp_path, pairs):
-    p = pairs(GOOD)
-    train = lambda ckpt: fails(capsys, "train", "--pairs", p, "--out", tmp_path/"run", "--checkpoint", ckpt)
-    assert "none.pt: no such checkpoint" in train(tmp_path/"none.pt")
+    path = pairs(GOOD)
+
+    def refused(name):
+        return fails(capsys, "train", "--pairs", path, "--out", tmp_path/"run", "--checkpoint", tmp_path/name)
+
+    assert "none.pt: no such checkpoint" in refused("none.pt")
     (tmp_path/"torn.pt").write_bytes(b"PK\3\4 this is no zip file")
-    assert "torn.pt: not a checkpoint" in train(tmp_path/"torn.pt")
+    assert "torn.pt: not a checkpoint" in refused("torn.pt")
     (tmp_path/"torn.safetensors").write_bytes((DATA/"model.safetensors").read_bytes()[:100_000])
-    assert "torn.safetensors: not a checkpoint" in train(tmp_path/"torn.safetensors")
-    save_checkpoint(tmp_path/"big.pt", GPT(GPTConfig(vocab_size=4096, block_size=64, n_layer=1, n_head=2, n_embd=16, ffn_dim=32)))
-    assert "4096 symbols, the tokenizer 2048" in train(tmp_path/"big.pt")
+    assert "torn.safetensors: not a checkpoint" in refused("torn.safetensors")
+    big = GPTConfig(vocab_size=4096, block_size=64, n_layer=1, n_head=2, n_embd=16, ffn_dim=32)
+    save_checkpoint(tmp_path/"big.pt", GPT(big))
+    assert "4096 symbols, the tokenizer 2048" in refused("big.pt")
     assert not (tmp_path/"run").exists()
 
+
 def test_tokenizer_missing_or_without_special_tokens(capsys, tmp_path, pairs):
-    p = pairs(GOOD)
-    train = lambda tok: fails(capsys, "train", "--pairs", p, "--out", tmp_path/"run", "--tokenizer", tok)
-    assert "none.json: no such tokenizer" in train(tmp_path/"none.json")
+    path = pairs(GOOD)
+
+    def refused(name):
+        return fails(capsys, "train", "--pairs", path, "--out", tmp_path/"run", "--tokenizer", tmp_path/name)
+
+    assert "none.json: no such tokenizer" in refused("none.json")
     tok = json.loads((DATA/"tokenizer.json").read_text())
     tok["added_tokens"] = []
     for s in ("<|user|>", "<|end|>"): tok["model"]["vocab"].pop(s)
     (tmp_path/"plain.json").write_text(json.dumps(tok))
-    assert "lacks the special tokens <|user|> <|end|>" in train(tmp_path/"plain.json")
+    assert "lacks the special tokens <|user|> <|end|>" in refused("plain.json")
+
 
 def test_unreachable_teacher_names_url_and_remedy(capsys, tmp_path):
-    err = fails(capsys, "mine", "--teacher.url", "http://127.0.0.1:9/v1", "--out", tmp_path/"run", "--n-prompts", "4")
-    assert "http://127.0.0.1:9/v1" in err and "wikidpo teacher" in err
+    err = fails(capsys, "mine", "--teacher.url", NOBODY, "--out", tmp_path/"run", "--n-prompts", "4")
+    assert NOBODY in err and "wikidpo teacher" in err
     assert not (tmp_path/"run").exists()
+
 
 def test_prompt_that_does_not_fit_is_named(capsys, tmp_path):
     (tmp_path/"p.jsonl").write_text(json.dumps({"prompt": "word " * 300}) + "\n")
     assert "prompt 1 is too long" in fails(capsys, "mine", "--prompts", tmp_path/"p.jsonl", "--out", tmp_path/"run")
     assert not (tmp_path/"run").exists()
 
+
 def test_folder_that_holds_another_run(capsys, tmp_path, pairs):
-    p = pairs(GOOD)
-    train = ["train", "--pairs", p, "--out", tmp_path/"run", "--wandb", "disabled"]
-    main([str(w) for w in train])
-    before = {f.name: f.read_bytes() for f in (tmp_path/"run").iterdir()}
+    def content(): return {f.name: f.read_bytes() for f in (tmp_path/"run").iterdir()}
+
+    train = ["train", "--pairs", str(pairs(GOOD)), "--out", str(tmp_path/"run"), "--wandb", "disabled"]
+    main(train)
+    before = content()
     assert "holds another run (train.beta is 0.1 there, 0.5 here)" in fails(capsys, *train, "--beta", "0.5")
-    assert {f.name: f.read_bytes() for f in (tmp_path/"run").iterdir()} == before
+    assert content() == before
     (tmp_path/"notes.txt").write_text("mine")
     assert "is no run folder" in fails(capsys, "mine", "--out", tmp_path)
 
+
 def test_config_file_with_a_misspelt_key(capsys, tmp_path):
-    (tmp_path/"c.yaml").write_text("train:\n  btea: 0.5\n")
-    assert "train: unknown key 'btea'; did you mean 'beta'?" in fails(capsys, "train", "--config", tmp_path/"c.yaml")
-    (tmp_path/"c.yaml").write_text("train:\n  epochs: many\n")
-    assert "train.epochs" in fails(capsys, "train", "--config", tmp_path/"c.yaml")
+    path = tmp_path/"c.yaml"
+    path.write_text("train:\n  btea: 0.5\n")
+    assert "train: unknown key 'btea'; did you mean 'beta'?" in fails(capsys, "train", "--config", path)
+    path.write_text("train:\n  epochs: many\n")
+    assert "train.epochs" in fails(capsys, "train", "--config", path)
     assert "no profile 'gpu'" in fails(capsys, "lesson", "--profile", "gpu")
+
 
 def test_report_of_no_run(capsys, tmp_path):
     assert str(tmp_path/"nothing") in fails(capsys, "report", "--out", tmp_path/"nothing")
+
 
 @pytest.mark.parametrize("verb", ["lesson", "teacher", "sft", "mine", "train", "judge", "report"])
 def test_help_explains_every_flag(capsys, verb):
@@ -109,24 +142,50 @@ def test_help_explains_every_flag(capsys, verb):
     assert e.value.code == 0 and f"wikidpo {verb}" in out and "--out" in out
     if verb == "train": assert "strength of the KL leash" in out and "0.1" in out
 
+
+def test_the_command_itself_explains_every_verb(capsys):
+    main(["--help"])
+    out = capsys.readouterr().out
+    for verb in ("lesson", "mine", "train", "judge", "sweep", "doctor", "import"): assert f"\n  {verb} " in out
+
+
+ARGUMENTS = ["--help"], ["train", "--help"], ["train", "--lr", "many"], ["train", "--beta", "0"]
+
+
+@pytest.mark.parametrize("words", ARGUMENTS)
+def test_looking_at_arguments_imports_nothing_heavy(words):
+    look = ("import sys; from wikidpo.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+            "print('heavy', sorted({'torch', 'openai', 'numpy', 'starlette', 'matplotlib'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", look, *words], capture_output=True, text=True)
+    assert done.stdout.strip().endswith("heavy []"), done.stdout
+
+
 def test_the_installed_command_fails_in_one_line(tmp_path):
-    r = subprocess.run([sys.executable, "-c", "from wikidpo.cli import main; main()", "train", "--out", str(tmp_path/"run"), "--checkpoint", "none.pt"], capture_output=True, text=True)
-    assert r.returncode == 2 and r.stderr.strip() == "error: none.pt: no such checkpoint"
+    words = ["train", "--out", str(tmp_path/"run"), "--checkpoint", "none.pt"]
+    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.strip() == "error: none.pt: no such checkpoint"
+
 
 def test_train_writes_a_whole_run(tmp_path):
-    main(["train", "--pairs", str(DATA/"pairs.jsonl"), "--out", str(tmp_path/"run"), "--wandb", "offline", "--epochs", "1", "--batch-size", "32", "--grad-accum-steps", "4"])
     run = tmp_path/"run"
-    metrics = read_jsonl(run/"metrics.jsonl", ["step", "loss", "reward/chosen", "reward/rejected", "reward/margin", "reward/accuracy", "lr", "grad_norm"])
+    main(["train", "--pairs", str(DATA/"pairs.jsonl"), "--out", str(run), "--wandb", "offline", "--epochs", "1",
+          "--batch-size", "32", "--grad-accum-steps", "4"])
+    logged = ["step", "loss", "reward/chosen", "reward/rejected", "reward/margin", "reward/accuracy", "lr", "grad_norm"]
+    metrics = read_jsonl(run/"metrics.jsonl", logged)
     assert abs(metrics[0]["loss"] - 0.693147) < 1e-6 and metrics[0]["reward/margin"] == 0
     assert json.loads((run/"summary.json").read_text())["train"]["steps"] == len(metrics)
     assert list((run/"wandb").glob("offline-run-*"))
     assert set(torch.load(run/"dpo.pt", weights_only=True)) == {"model", "config"}
 
+
 def test_rig_that_is_not_ready(capsys, tmp_path):
-    assert "the rig is not ready" in fails(capsys, "rig", "--out", tmp_path/"run", "--teacher.url", "http://127.0.0.1:9/v1")
-    with pytest.raises(SystemExit): main(["rig", "--out", str(tmp_path/"run"), "--teacher.url", "http://127.0.0.1:9/v1"])
-    found = capsys.readouterr().out
-    assert "NO  teacher no teacher at http://127.0.0.1:9/v1" in found and "ok  policy" in found and not (tmp_path/"run").exists()
+    words = ["rig", "--out", str(tmp_path/"run"), "--teacher.url", NOBODY]
+    assert "the rig is not ready" in fails(capsys, *words)
+    with pytest.raises(SystemExit): main(words)
+    out = capsys.readouterr().out
+    assert f"NO  teacher no teacher at {NOBODY}" in out and "ok  policy" in out
+    assert not (tmp_path/"run").exists()
+
 
 def test_the_teacher_from_the_environment(monkeypatch):
     "Profile, then environment, then flags; the key's variable is the only thing that is known of the key"
@@ -136,18 +195,27 @@ def test_the_teacher_from_the_environment(monkeypatch):
     assert (teacher.url, teacher.model) == ("http://judge:1/v1", "some-judge")
     assert parse(["mine", "--teacher.url", "offline"]).teacher.url == "offline"
     assert parse(["judge", "--profile", "wikigpt"]).teacher.model == "some-judge"
-    assert "WIKIDPO_TEACHER_KEY" == parse(["lesson"]).teacher.api_key_env
+    assert parse(["lesson"]).teacher.api_key_env == "WIKIDPO_TEACHER_KEY"
+
+
+SMALL = ["--mine.n-prompts", "48", "--judge.n", "12", "--train.batch-size", "4", "--train.grad-accum-steps", "1",
+         "--train.wandb", "offline"]
+WRITTEN = {"config.yaml", "summary.json", "samples.jsonl", "verdicts.jsonl", "report.html"}
+
 
 def test_no_secret_is_in_anything_that_a_run_writes(tmp_path):
-    "A whole lesson with a key in the environment, a password and a key in the URL: all files of the run, W&B's among them, and the output"
-    secrets = ["sk-environment-canary", "password-canary", "query-canary"]
+    """A whole lesson with a key in the environment, a password and a key in the URL.
+
+    All files of the run, W&B's among them, and the output"""
+    key, password, query = secrets = ["sk-environment-canary", "password-canary", "query-canary"]
     with serving(offline_app()) as url:
-        words = ["lesson", "--teacher.url", f"http://me:password-canary@{url.removeprefix('http://')}?key=query-canary", "--mine.n-prompts", "48", "--judge.n", "12",
-                 "--train.batch-size", "4", "--train.grad-accum", "1", "--train.wandb", "offline", "--out", str(tmp_path/"run")]
-        r = subprocess.run([sys.executable, "-c", "from wikidpo.cli import main; main()", *words], env=os.environ | {"WIKIDPO_TEACHER_KEY": secrets[0]}, capture_output=True, text=True)
-    assert r.returncode == 0, r.stderr
+        secret_url = f"http://me:{password}@{url.removeprefix('http://')}?key={query}"
+        words = ["lesson", "--teacher.url", secret_url, *SMALL, "--out", str(tmp_path/"run")]
+        env = os.environ | {"WIKIDPO_TEACHER_KEY": key}
+        done = subprocess.run([*COMMAND, *words], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     files = [f for f in tmp_path.rglob("*") if f.is_file()]
-    assert {"config.yaml", "summary.json", "samples.jsonl", "verdicts.jsonl", "report.html"} <= {f.name for f in files} and any(f.suffix == ".wandb" for f in files)
-    written = {f.name: f.read_bytes().decode("latin1") for f in files} | {"output": r.stdout + r.stderr}
-    assert [(name, s) for name, text in written.items() for s in secrets if s in text] == []
-    assert url in written["config.yaml"]
+    assert {f.name for f in files} >= WRITTEN and any(f.suffix == ".wandb" for f in files)
+    texts = {f.name: f.read_bytes().decode("latin1") for f in files} | {"output": done.stdout + done.stderr}
+    assert [(name, s) for name, text in texts.items() for s in secrets if s in text] == []
+    assert url in texts["config.yaml"]

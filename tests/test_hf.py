@@ -16,7 +16,7 @@ from wikidpo.cli import main
 from wikidpo.core.chat import chat_of, encode_prompt, encode_response, end_id, load_tokenizer
 from wikidpo.core.data import collate, PairDataset
 from wikidpo.core.files import read_jsonl, UserError
-from wikidpo.core.model import GPT, GPTConfig
+from wikidpo.core.model import GPT
 from wikidpo.core.sample import sample_k
 from wikidpo.models.adopt import build_gpt
 from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint

@@ -25,7 +25,7 @@ def test_large_files_are_read_late(tmp_path):
     (path/"samples.jsonl").write_text("not JSON\n")
     run = load_run(path)
     assert run.pairs
-    with pytest.raises(UserError, match=r"samples.jsonl:1"): run.samples
+    with pytest.raises(UserError, match=r"samples.jsonl:1"): _ = run.samples
 
 
 @pytest.mark.parametrize("steps", [(), ("mine",), ("train",), ("judge",)])

@@ -242,7 +242,8 @@ COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler h
 
 def small_half(n_kv_head=4, n_layer=3):
     torch.manual_seed(n_kv_head)
-    cfg = GPTConfig(vocab_size=97, block_size=128, n_layer=n_layer, n_head=4, n_kv_head=n_kv_head, n_embd=96, ffn_dim=80)
+    cfg = GPTConfig(vocab_size=97, block_size=128, n_layer=n_layer, n_head=4, n_kv_head=n_kv_head, n_embd=96,
+                    ffn_dim=80)
     return GPT(cfg).eval().bfloat16()
 
 

@@ -32,7 +32,8 @@ def test_wilson_is_the_inverted_score_test(k, n):
 def test_wilson_covers_the_truth_where_the_textbook_interval_does_not():
     n, p = 40, .03
     ks = np.random.default_rng(0).binomial(n, p, 20_000).tolist()
-    inside = np.mean([low <= p <= high for low, high in (wilson(k, n) for k in ks)])
+    intervals = [wilson(k, n) for k in ks]
+    inside = np.mean([low <= p <= high for low, high in intervals])
     wald = np.mean([abs(k / n - p) <= 1.96 * math.sqrt(k / n * (1 - k / n) / n) for k in ks])
     assert inside > .93 and wald < .80
 

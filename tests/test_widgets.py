@@ -204,7 +204,7 @@ def test_every_widget_has_a_static_figure_and_none_stays_behind(run, tmp_path, c
     assert not pyplot.get_fignums()
 
 
-def test_margins_are_those_of_the_run(tmp_path):
+def test_margins_are_those_of_the_run(tmp_path): # style: one run, looked at from all sides
     """What `train` writes for the player: zeros first, the final policy's margins last.
 
     Watching changes nothing, and a run that goes on writes no step twice"""

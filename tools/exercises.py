@@ -22,6 +22,7 @@ from wikidpo.world.exercises.base import PRELUDE, Exercise
 ROOT = Path(__file__).resolve().parent.parent
 NEXT = re.compile(r"^(?:## )?Next\b", re.M)  # where a lesson's ending begins
 
+NOQA = " # noqa: F401, RUF100 for what you write"
 HEAD = """## Exercises
 
 Predict, then write, then check. The checkers run your function on a few cases and know the usual mistakes by name. \
@@ -52,7 +53,8 @@ def imports(mine: list[Exercise], lesson: int) -> str:
     "What the exercises of a lesson need, with their checkers."
     names = ", ".join(f"check_{e.name}" for e in mine)
     line = f"from wikidpo.world.exercises.lesson{lesson:02} import ({names})"
-    return PRELUDE + textwrap.fill(line, 100, subsequent_indent="    ")
+    may_use = re.sub(r"(?m)$", NOQA, PRELUDE.strip(), count=0)
+    return f"{may_use}\n" + textwrap.fill(line, 100, subsequent_indent="    ")
 
 
 def cell_id(*parts: str) -> str:

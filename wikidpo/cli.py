@@ -32,8 +32,7 @@ UNPREFIXED = tyro.conf.arg(name="")
 
 @dataclass
 class Mine(Common):
-    """Sample K responses a prompt from the policy, let the teacher score them, keep the best and the worst: \
-samples.jsonl, pairs.jsonl"""
+    "Sample K responses a prompt from the policy, let the teacher score them, keep best and worst: pairs.jsonl"
     policy:Annotated[PolicyConfig, UNPREFIXED]=None
     teacher:TeacherConfig=None
     mine:Annotated[MineConfig, UNPREFIXED]=None
@@ -55,8 +54,7 @@ class Merge:
 # %% ../nbs/cli.ipynb #338ef713
 @dataclass
 class Publish(PublishConfig):
-    """Put the pairs of a run and a dataset card into a clone of your dataset repository; \
-without --commit only show what would be done"""
+    "Put the pairs of a run and their card into your dataset repository; without --commit only show what would be done"
     repo:Annotated[Path, tyro.conf.Positional] # your clone of the dataset repository
     out:Path=Path("runs/lesson") # run folder
 

@@ -103,7 +103,7 @@ def collate(pairs, # of a `PairDataset`
             pair_ids=None, # their numbers there
            )->PairBatch:
     "Right-pad both sides of all pairs to one length"
-    sides = [side for pair in pairs for side in pair]                 # chosen, rejected, chosen, ...
+    sides = [side for pair in pairs for side in pair]                # chosen, rejected, chosen, ...
     ids, _ = pad_right([ids for ids, _ in sides])
     mask, _ = pad_right([mask for _, mask in sides])
     return PairBatch(ids[0::2], mask[0::2], ids[1::2], mask[1::2], pair_ids)

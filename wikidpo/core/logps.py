@@ -28,7 +28,7 @@ def call_model(model, # model(ids, targets) -> (logits, loss)
 def full_logits(model, # model(ids, targets) -> (logits, loss)
                 ids): # (B, T) token ids
     "Logits (B, T, vocab_size) at every position, whatever the model does without targets"
-    if isinstance(model, GPT): return model(ids)[0]                   # ours needs no targets for them
+    if isinstance(model, GPT): return model(ids)[0]                   # needs no targets
     return call_model(model, ids, ids)[0]
 
 # %% ../../nbs/core/logps.ipynb #ff8a4907

@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .config import LOSS_TYPES, check_loss_options
+from .config import check_loss_options
 from .files import UserError
 
 # %% ../../nbs/lessons/01_the_loss.ipynb #6f5def52

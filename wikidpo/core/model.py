@@ -50,7 +50,7 @@ def rope_tables(cfg): # a GPTConfig
     if cfg.rope_scaling:
         factor, low, high, length = cfg.rope_scaling
         turns = length * freq / (2 * math.pi)                         # within the original length
-        keep = ((turns - low) / (high - low)).clamp(0, 1)             # 1: turns often, stays as it is
+        keep = ((turns - low) / (high - low)).clamp(0, 1)             # 1: turns often, stays
         freq = keep * freq + (1 - keep) * freq / factor
     angle = torch.outer(torch.arange(cfg.block_size).float(), freq)   # (block_size, d/2)
     return angle.cos(), angle.sin()

@@ -79,7 +79,7 @@ class Response:
     finished:bool # reached <|end|>
 
 def encode_prompts(model, tok, instructions, max_new:int)->list:
-    "Token ids of each prompt; raises `UserError` naming one that leaves no room for `max_new` tokens"
+    "Token ids of each prompt; raises `UserError` naming one that leaves no room for an answer"
     room = getattr(getattr(model, "cfg", None), "block_size", None)
     prompts = [encode_prompt(tok, i) for i in instructions]
     for i, p in zip(instructions, prompts):

@@ -84,7 +84,7 @@ class MeanMetrics:
 class PlainEngine:
     """How a step is run, the plain way.
 
-    Another engine may be faster, or larger than one machine; it must not change what is computed."""
+    Another engine may be faster, or larger than one machine; what is computed stays the same."""
     @contextmanager
     def running(self, policy, ref, dataset, schedule, cfg):
         "Around the whole run; what an engine puts on the models is taken off again here"

@@ -40,7 +40,7 @@ def pick_precision(precision:str, device:str)->str: # fp32, bf16, or auto: bf16 
 
 # %% ../../nbs/engine/accelerate.ipynb #3987350d
 def is_large(model)->bool:
-    "Whether a model has so many parameters that what speeds it up pays, and what this takes to begin does not count"
+    "Whether a model has so many parameters that what speeds it up is worth its wait"
     return sum(p.numel() for p in model.parameters()) >= 20e6
 
 def device_of(model)->str: return next(model.parameters()).device.type

@@ -10,7 +10,6 @@ __all__ = ['pack_weight', 'packed_linear', 'call_packed_linear', 'empty_product'
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 # %% ../../nbs/engine/packed.ipynb #b6ea1613

@@ -32,8 +32,8 @@ def logps_table(pair_logps, # pair_logps(PairBatch) -> (chosen, rejected), each 
                 dataset, # PairDataset
                 groups, # the numbers of the pairs of each forward
                 device="cpu"): # where the model is
-    "log pi(chosen), log pi(rejected) of the pairs in `groups`, (pairs of the dataset, 2) on the CPU; the others are 0"
-    found = [torch.zeros(0, 2, device=device)]                        # stays there until the end: a GPU is not waited for
+    "log pi of chosen and rejected of the pairs in `groups`, (pairs of the dataset, 2) on the CPU; the others are 0"
+    found = [torch.zeros(0, 2, device=device)]                        # stays there: a GPU is not waited for
     for pair_ids in groups:
         chosen, rejected = pair_logps(collate([dataset[i] for i in pair_ids], pair_ids))
         found.append(torch.stack([chosen, rejected], 1))

@@ -17,7 +17,7 @@ from ..core.train import PlainEngine, make_optimizer, micro_batches
 from .distributed import (exchange_gradients, full_tensor, gather_weights, load_state, rank,
                                         save_state, sum_over_ranks, world_size, wrap_distributed)
 from .reference_cache import cached_table, logps_table, weights_digest
-from .scoring import Scoring, TrainingParts
+from .scoring import Scoring
 
 # %% ../../nbs/engine/training.ipynb #6bc9b3d7
 # style: one class, a short method for each of PlainEngine's
@@ -52,7 +52,8 @@ class TrainingEngine(PlainEngine):
         "Weights, optimizer and history of the run that was stopped"
         saved = load_state(self.state, self.module, self.opt)
         if saved["pairs"] != self.dataset.digest:
-            raise UserError(f"{self.state}: this run was begun with other pairs; choose another --out, or delete the folder")
+            raise UserError(f"{self.state}: this run was begun with other pairs; "
+                            "choose another --out, or delete the folder")
         self.history = saved["history"]
         self.scoring.weights_changed()
         for metrics in self.history: self.on_resume(metrics)

@@ -122,6 +122,7 @@ def _prove(url, client, prompts, ours, end):
     return name
 
 # %% ../../nbs/models/remote.ipynb #b6619105
+# style: one class, a short method for each thing that a server can do
 class Servers:
     "Servers of one policy, for many threads: the least busy is asked, a dead one dropped; `UserError` for others"
     def __init__(self, urls, # base URLs
@@ -213,7 +214,7 @@ def sample_units(servers, tok, # Servers, tokenizer
         submit(1 + workers // (UNIT * k))
         for unit in units:
             submit(1)
-            with pool.change: pool.change.wait_for(lambda: pool.failed or not left[unit])
+            with pool.change: pool.change.wait_for(lambda u=unit: pool.failed or not left[u])
             if pool.failed: raise pool.failed
             row = [got.pop(job) for job in jobs(unit)]
             yield [row[i:i + k] for i in range(0, len(row), k)]

@@ -7,6 +7,7 @@ __all__ = ['gen_all', 'judge_both', 'summarize', 'evaluate']
 
 # %% ../../nbs/run/evaluate.ipynb #6c86f7e3
 import hashlib, math, time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -70,13 +71,14 @@ def summarize(rows, # of verdicts.jsonl
               )->dict:
     "The section `judge` of summary.json: counts, rate and interval, what was detectable, lengths, the truth if known"
     read = [r for r in rows if r["result"] is not None]
-    win, tie, loss = ([r["result"] for r in read].count(x) for x in ("a", "tie", "b"))
+    results = Counter(r["result"] for r in read)
+    win, tie, loss = results["a"], results["tie"], results["b"]
     low, high = wilson(win, win + loss)
-    chars = {f"chars_{k}": fmean(len(r[k]) for r in read) if read else 0. for k in "ab"}
+    def chars(side): return fmean(len(r[side]) for r in read) if read else 0.
     diff = bootstrap([len(r["a"]) - len(r["b"]) for r in read]) if read else (math.nan, math.nan)
     return {"n": len(read), "win": win, "tie": tie, "loss": loss, "unparsed": len(rows) - len(read),
             "decided_win_rate": win/(win + loss) if win + loss else None,
-            "ci_low": low, "ci_high": high, "mde": detectable(win + loss), **chars,
+            "ci_low": low, "ci_high": high, "mde": detectable(win + loss), "chars_a": chars("a"), "chars_b": chars("b"),
             "chars_diff_low": diff[0], "chars_diff_high": diff[1], **_against_truth(read)}
 
 # %% ../../nbs/run/evaluate.ipynb #c10ec9f8

@@ -245,7 +245,8 @@ def measure(policy, teacher, # PolicyConfig, TeacherConfig
     def sample_all(): return [g for i in range(0, len(asked), mine.batch) for g in sample(asked[i:i + mine.batch])]
     sample(asked[:1])                                                                       # warms up
     groups, seconds = _timed(sample_all)
-    texts = [[r.text for r in group] for group in groups]
+    def texts_of(group): return [r.text for r in group]
+    texts = list(map(texts_of, groups))
     answers = [(p, text) for p, group in zip(asked, texts) for text in group if text.strip()]
     ends = [(p, group[0], group[-1]) for p, group in zip(asked, texts)]
     duels = [(p, a, b) for p, a, b in ends if a.strip() and b.strip() and a != b]

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..core.data import PairDataset, collate
+from ..core.data import PairDataset
 from ..core.files import UserError, read_jsonl
 from ..core.logps import full_logits
 from ..core.train import freeze, step_schedule, train_dpo

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAIR_FIELDS', 'ORDERS', 'SIDES', 'PAIRS_A_PAGE', 'MINED_LIMITS', 'columns', 'select', 'differing', 'pair_view',
-           'summarize', 'PairInspector']
+           'describe_pairs', 'PairInspector']
 
 # %% ../../nbs/show/inspector.ipynb #1a5b0002
 import difflib, math, re
@@ -109,7 +109,7 @@ def _temperature_counts(chosen, rejected)->tuple:
     def row(a): return [int(((chosen == a) & (rejected == b)).sum()) for b in temps]
     return temps, [row(a) for a in temps]
 
-def summarize(cols, # of `columns`
+def describe_pairs(cols, # of `columns`
               )->dict:
     "Of some pairs: mean length difference, counts of the scores 1 to 10, and pairs by chosen and rejected temperature"
     temps, counts = _temperature_counts(cols["temp_chosen"], cols["temp_rejected"])
@@ -158,6 +158,7 @@ def _read_pairs(source)->tuple:
     return (pairs, len({row["prompt_id"] for row in rows}), "prompts") if samples else (pairs, len(pairs), "pairs")
 
 # %% ../../nbs/show/inspector.ipynb #fe34958b
+# style: one widget, a few lines a method
 class PairInspector(LabWidget):
     """Read, search, filter, sort and export pairs.
 
@@ -203,8 +204,8 @@ class PairInspector(LabWidget):
         return [int(i), self.pairs[i]["prompt"][:200], *(None if math.isnan(x) else x for x in values)]
 
     def summary(self)->dict:
-        "`summarize` of the selected pairs"
-        return summarize({name: values[self.selection] for name, values in self.cols.items()})
+        "`describe_pairs` of the selected pairs"
+        return describe_pairs({name: values[self.selection] for name, values in self.cols.items()})
 
     @guarded
     def export(self):

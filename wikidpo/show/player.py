@@ -45,6 +45,7 @@ def _draw_pairs(ax, z, grid, settings, title):
     ax.set_xlabel("margin z (nats)", fontsize=8, color=INK)
 
 # %% ../../nbs/show/player.ipynb #179420f9
+# style: one widget, a few lines a method
 class RunPlayer(LabWidget):
     "The curves of a run with a cursor, and pairs sliding along the loss; `step` can be read and set"
     _esm = module("player")

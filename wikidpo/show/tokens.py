@@ -49,6 +49,7 @@ def draw_token_rewards(ax, tokens, rewards, title, color):
     ax.set(xlabel="", ylabel="reward (nats)")
 
 # %% ../../nbs/show/tokens.ipynb #f4b34d1c
+# style: one widget, a few lines a method
 class TokenView(LabWidget):
     """The reward of each token of a pair, for one of several checkpoints. Computed when asked for, and kept.
 

@@ -71,6 +71,7 @@ def _stable_random(*what)->int:
     return int(hashlib.sha256(repr(what).encode()).hexdigest(), 16)
 
 # %% ../../nbs/show/vote.ipynb #90d62bd0
+# style: one widget, a few lines a method
 class BlindVote(LabWidget):
     """Vote on the answers of `verdicts.jsonl` without names or scores.
 

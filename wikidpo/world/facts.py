@@ -82,7 +82,8 @@ def _split()->dict:
         seen, unseen = _shuffled("seen", phrasings[:-2]), _shuffled("unseen", phrasings[-2:])
         parts = {"mine": seen[:1] + unseen[:1], "eval": seen[1:2] + unseen[1:], "sft": seen[2:]}
         for s in SPLITS: asked[s].update(dict.fromkeys(parts[s], fact))
-    return {s: {q: asked[s][q] for q in _shuffled("order", asked[s])} for s in SPLITS}
+    def in_order(split): return {q: asked[split][q] for q in _shuffled("order", asked[split])}
+    return {s: in_order(s) for s in SPLITS}
 
 def prompts(split:str, # "sft", "mine" or "eval"
            )->list:

@@ -18,4 +18,4 @@ def _exercises(module)->list:
     "The exercises of a module, in the order in which they stand there"
     return [value for value in vars(module).values() if isinstance(value, Exercise)]
 
-EXERCISES = {e.name: e for module in LESSONS for e in _exercises(module)} # in the order of the lessons
+EXERCISES = {e.name: e for lesson in LESSONS for e in _exercises(lesson)} # in the order of the lessons

@@ -133,6 +133,7 @@ def unwrap(text:str)->str:
     return re.sub(r"(?<!\n)\n(?!\n|- ) *", " ", text.strip())
 
 # %% ../../../nbs/world/exercises/base.ipynb #c19df3ca
+# style: one class, a few lines a method
 PRELUDE = "import json, math, re\nimport torch\nimport torch.nn.functional as F\n" # what every solution may use
 
 def _call(f, *args): return f(*args)

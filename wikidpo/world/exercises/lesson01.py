@@ -106,6 +106,7 @@ def _noisy_loss_cases():
             (torch.tensor([-300.]), torch.tensor([-20.]), torch.tensor([-20.]), torch.tensor([-20.]), 1., .2)]
 
 # %% ../../../nbs/world/exercises/lesson01.ipynb #bc43f092
+# style: one exercise with its cases
 check_noisy_loss = Exercise(
     lesson=1, title="The loss, from four numbers", stars=2, minutes=10,
     task=r"""

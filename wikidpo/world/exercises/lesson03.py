@@ -146,6 +146,7 @@ def _write_tokens_cases():
              torch.tensor([3, 4]), 2)]
 
 # %% ../../../nbs/world/exercises/lesson03.ipynb #19e5e7c4
+# style: one exercise with its cases
 check_write_tokens = Exercise(
     lesson=3, title="One step of the ragged batch", stars=2, minutes=15,
     task="""

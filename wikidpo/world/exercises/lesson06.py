@@ -19,6 +19,7 @@ def _response_logprob_cases():
              torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0]]))]
 
 # %% ../../../nbs/world/exercises/lesson06.ipynb #83164795
+# style: one exercise with its cases
 check_response_logprob = Exercise(
     lesson=6, title="Shift, gather, mask, sum", stars=2, minutes=15,
     task="""
@@ -78,6 +79,7 @@ def _pack_cases():
             ([5, 6, 7], [8, 9, 4], True, 2, 5)]
 
 # %% ../../../nbs/world/exercises/lesson06.ipynb #ec84fb31
+# style: one exercise with its cases
 check_pack = Exercise(
     lesson=6, title="What is an answer made of", stars=2, minutes=10,
     task="""
