@@ -14,6 +14,7 @@ import check
 import readme
 
 ROOT = Path(__file__).resolve().parent.parent
+CHKSTYLE = bool(shutil.which("chkstyle", path=check.environment(ROOT)["PATH"]))
 
 
 def write(path: Path, *cells) -> None:
