@@ -24,8 +24,6 @@ from configparser import ConfigParser
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
-
 import readme
 import style as house
 
@@ -175,6 +173,8 @@ def export(root: Path, scratch: Path, _) -> Result:
 
 def clean(root: Path, scratch: Path, _) -> Result:
     "Notebooks hold the outputs of a clean run, and nothing that changes from machine to machine."
+    import nbformat  # takes seconds, which the processes of one_queue.py do not need to spend
+
     tree = copy_tree(root, scratch / "tree")
     status, log = nbdev("clean", tree)
     if status:
