@@ -182,14 +182,14 @@ def rope_rows(rows, # the rows of q or k in their matrix
 # our matrices, and the roles that are stacked in each
 STACKED = {"attn.qkv": "q k v", "attn.proj": "o", "mlp.gate_up": "gate up", "mlp.down": "down"}
 
-def _index(role, rows, rope, head_dim):
+def _row_index(role, rows, rope, head_dim):
     "Rows as an index, those of q and k in the order of our RoPE"
     if role in ("q", "k"): return rope_rows(rows, head_dim, *rope)
     return slice(rows.start, rows.stop) if isinstance(rows, range) else torch.tensor(rows)
 
 def make_plan(roles, rope, norms, layers, embed, norm, head_dim):
     "{our name: [(their name, turned?, rows), ...]}"
-    pieces = {role: (name, turned, _index(role, rows, rope, head_dim)) for role, (name, turned, rows) in roles.items()}
+    pieces = {role: (name, turned, _row_index(role, rows, rope, head_dim)) for role, (name, turned, rows) in roles.items()}
     plan = {"embed.weight": [(embed, False, slice(None))], "norm.weight": [(norm, False, slice(None))]}
     for i, names in enumerate(layers):
         for key, stacked in STACKED.items():
