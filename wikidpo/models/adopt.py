@@ -189,7 +189,8 @@ def _row_index(role, rows, rope, head_dim):
 
 def make_plan(roles, rope, norms, layers, embed, norm, head_dim):
     "{our name: [(their name, turned?, rows), ...]}"
-    pieces = {role: (name, turned, _row_index(role, rows, rope, head_dim)) for role, (name, turned, rows) in roles.items()}
+    pieces = {}
+    for role, (name, turned, rows) in roles.items(): pieces[role] = name, turned, _row_index(role, rows, rope, head_dim)
     plan = {"embed.weight": [(embed, False, slice(None))], "norm.weight": [(norm, False, slice(None))]}
     for i, names in enumerate(layers):
         for key, stacked in STACKED.items():
