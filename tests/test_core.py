@@ -84,7 +84,7 @@ def test_there_is_one_loop():
 
 
 @pytest.mark.parametrize("folder, names", [
-    ("tools", ["rlhf_run.py"]), ("benchmarks", ["train.py"]), ("nbs/appendix", ["trap_museum.ipynb"])])
+    ("tools", ["rlhf_run.py"]), ("benchmarks", ["inside.py"]), ("nbs/appendix", ["trap_museum.ipynb"])])
 def test_the_others_run_the_same_loop(folder, names):
     for name in names:
         text = (PACKAGE.parent/folder/name).read_text(encoding="utf-8")

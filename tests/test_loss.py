@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from wikidpo.core.files import UserError
-from wikidpo.core.loss import (dpo_loss, gradient_weight, implicit_reward, LOSS_TYPES, margin,
+from wikidpo.core.config import LOSS_TYPES
+from wikidpo.core.loss import (dpo_loss, gradient_weight, implicit_reward, margin,
                                preference_loss)
 
 betas = st.floats(1e-3, 10)
