@@ -88,9 +88,9 @@ bench: install ## measure speed against the lesson's way, vLLM, transformers and
 	@touch $@
 
 export: install ## write wikidpo/ and README.md from the notebooks, and clean the notebooks
-	@$(BIN)/nbdev_export
+	@$(BIN)/nbdev-export
 	@$(BIN)/python tools/exercises.py
-	@$(BIN)/nbdev_clean
+	@$(BIN)/nbdev-clean
 	@$(BIN)/python tools/readme.py
 
 readme: install ## write README.md from nbs/index.ipynb

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from configparser import ConfigParser
@@ -84,6 +85,15 @@ def test_the_oldest_python_is_the_same_everywhere():
     }
     missing = [name for name, words in said.items() if words not in (ROOT / name).read_text(encoding="utf-8")]
     assert not missing
+
+
+def test_pyproject_and_the_version_in_the_package_agree_with_settings():
+    "setup.py reads settings.ini; nbdev 3 reads pyproject.toml, and writes no version."
+    cfg, project = settings(), tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["name"] == cfg["lib_name"]
+    assert f'__version__ = "{cfg["version"]}"' in (ROOT / "wikidpo/__init__.py").read_text(encoding="utf-8")
+    for key in ("lib_path", "nbs_path", "tst_flags"):
+        assert project["tool"]["nbdev"][key] == cfg[key]
 
 
 def canonical(name: str) -> str:

@@ -49,7 +49,7 @@ def made(tmp_path_factory):
     (root / "wikidpo").mkdir()
     write(root / "nbs/lessons/01_one.ipynb", *lesson())
     write(root / "nbs/index.ipynb", new_markdown_cell("# Toy\n\n[one](lessons/01_one.ipynb)"))
-    for command in ("nbdev_export", "nbdev_clean"):
+    for command in ("nbdev-export", "nbdev-clean"):
         assert check.run(command, cwd=root) == (0, "")
     (root / "README.md").write_text(readme.render(json.loads((root / "nbs/index.ipynb").read_text())))
     return root
@@ -119,16 +119,15 @@ def test_clean_finds(cells, why, toy):
                 output["text"] = output["text"].replace("{root}", str(toy))
     write(toy / "nbs/lessons/01_one.ipynb", *cells)
     if why != "not clean":
-        assert check.run("nbdev_clean", cwd=toy)[0] == 0
+        assert check.run("nbdev-clean", cwd=toy)[0] == 0
     result = stage("clean", toy)
     assert result.failed == 1 and why in result.detail, result.detail
     assert result.passed == 1, "the other notebook is counted as it was"
 
 
 def test_clean_lets_cells_that_do_not_run_be_silent(toy):
-    silent = [new_code_cell("#| gpu\nprint(1)"), new_code_cell("#| eval: false\nprint(1)")]
-    write(toy / "nbs/lessons/01_one.ipynb", *lesson(), *silent)
-    assert check.run("nbdev_clean", cwd=toy)[0] == 0
+    write(toy / "nbs/lessons/01_one.ipynb", *lesson(), new_code_cell("#| gpu\nprint(1)"), new_code_cell("#| eval: false\nprint(1)"))
+    assert check.run("nbdev-clean", cwd=toy)[0] == 0
     assert stage("clean", toy).detail == ""
 
 

@@ -105,12 +105,12 @@ def run(*command: str, cwd: Path, timeout: float | None = TIMEOUT, show: str = "
 
 
 def nbdev(command: str, cwd: Path, *options: str) -> tuple[int, str]:
-    return run(f"nbdev_{command}", *options, cwd=cwd)
+    return run(f"nbdev-{command}", *options, cwd=cwd)
 
 
 def nbdev_test(notebook: str, cwd: Path) -> str:
     "Run one notebook from top to bottom: what went wrong, or nothing."
-    status, log = nbdev("test", cwd, "--path", notebook, "--n_workers", "0")
+    status, log = nbdev("test", cwd, notebook, "--n-workers", "0")
     return log.split("\nnbdev Tests Failed")[0] or "failed, and said nothing" if status else ""
 
 
@@ -133,11 +133,8 @@ def style(root: Path, scratch: Path, _) -> Result:
     if narrow:
         columns = ("--select", "E501", "--line-length", str(COLUMNS))
         result.add("ruff, where a learner reads", failure(*ruff, *columns, *narrow, cwd=root))
-    if shutil.which("chkstyle", path=environment(root)["PATH"]):
-        said = failure("chkstyle", "--show-rule", "nbs", cwd=root)
-        result.add("chkstyle", "\n".join(re.findall(r"^# (.+)", said, re.M)) or said)
-    else:  # it wants fastcore 2 and nbdev 2 wants fastcore 1, so that they cannot share an environment
-        result.skipped += 1
+    said = failure("chkstyle", "--show-rule", "nbs", cwd=root)
+    result.add("chkstyle", "\n".join(re.findall(r"^# (.+)", said, re.M)) or said)
     result.add("tools/style.py", "\n".join(house.check(root, rooms)))
     if (root / "wikidpo/core").exists():
         result.add("mypy", failure("mypy", "--no-error-summary", f"--cache-dir={scratch}", "wikidpo/core", cwd=root))
@@ -155,11 +152,11 @@ def modules(tree: Path) -> dict[str, bytes]:
 
 
 def export(root: Path, scratch: Path, _) -> Result:
-    "wikidpo/*.py are what nbdev_export makes of the notebooks, byte for byte, and nothing else."
+    "wikidpo/*.py are what nbdev-export makes of the notebooks, byte for byte, and nothing else."
     tree = copy_tree(root, scratch / "tree")
     before = modules(tree)
     for name in before:
-        if not name.endswith("__init__.py"):  # nbdev_export only sets the version in it
+        if not name.endswith("__init__.py"):  # nbdev-export only sets the version in it
             (tree / name).unlink()
     status, log = nbdev("export", tree)
     if status:
@@ -185,7 +182,7 @@ def clean(root: Path, scratch: Path, _) -> Result:
     for name in notebooks(tree):
         found = faults(name, nbformat.read(tree / name, as_version=4), root, flags)
         if (tree / name).read_bytes() != (root / name).read_bytes():
-            found.append("not clean: run `nbdev_clean`")
+            found.append("not clean: run `nbdev-clean`")
         result.add(name, "\n".join(found))
     return result
 
@@ -204,7 +201,7 @@ def tests(root: Path, scratch: Path, options: list[str]) -> Result:
 
 
 def notebooks_run(root: Path, scratch: Path, options: list[str]) -> Result:
-    "Every notebook runs from top to bottom (nbdev_test)."
+    "Every notebook runs from top to bottom (nbdev-test)."
     return queue(root, scratch, notebooks(root), options)
 
 
