@@ -83,14 +83,16 @@ ONE = "def {}(): pass\n"
         ("#| export engine.head\n" + 26 * "x = 1\n", ["cell 1"]),
         (EXPORT + "class A:\n" + 25 * "    x = 1\n", ["cell 1"]),
         (EXPORT + LONG, ["function 2"]),  # once, not twice
-        (10 * "x = 1\n", []),
-        (11 * "x = 1\n", ["cell 1"]),
+        (12 * "x = 1\n", []),
+        (13 * "x = 1\n", ["cell 1"]),
+        ("import a\n" + 12 * "x = 1\n", []),
+        (EXPORT + "x = \"\"\"" + 30 * "text\n" + "\"\"\"\n", []),
         ("f(" + 11 * "1,\n" + ")", []),  # one statement
         ("import a\n" * 11, []),
         ("fig, ax = plt.subplots()\n" + 19 * "x = 1\n", []),
         ("fig, ax = plt.subplots()\n" + 20 * "x = 1\n", ["cell 1"]),
-        ("# style: the whole run at one look\n" + 11 * "x = 1\n", []),
-        (11 * "x = 1\n" + FOUR + "  # style: four corners\n", ["cell 1"]),
+        ("# style: the whole run at one look\n" + 13 * "x = 1\n", []),
+        (13 * "x = 1\n" + FOUR + "  # style: four corners\n", ["cell 1"]),
         ("%matplotlib inline\n!ls\n" + FOUR, ["assignment 3"]),
     ],
 )
