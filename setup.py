@@ -33,7 +33,7 @@ setup(
     ],
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=[lib, lib + ".*"]),
-    package_data={lib: ["data/**/*", "profiles/*.yaml", "run/templates/*", "models/templates/*", "show/templates/*", "show/static/*"]},
+    package_data={lib: ["data/**/*", "profiles/*.yaml", "*/templates/*", "show/static/*"]},
     include_package_data=False,
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

@@ -43,7 +43,8 @@ def lesson(output: str = "2\n", source: str = "print(one() + 1)") -> list:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("toy")
-    shutil.copy(ROOT / "settings.ini", root)
+    for name in ("settings.ini", "pyproject.toml"):
+        shutil.copy(ROOT / name, root)
     (root / "tests").mkdir()
     (root / "tests/test_one.py").write_text("from wikidpo.core import one\ndef test_one(): assert one() == 1\n")
     (root / "wikidpo").mkdir()
@@ -126,7 +127,8 @@ def test_clean_finds(cells, why, toy):
 
 
 def test_clean_lets_cells_that_do_not_run_be_silent(toy):
-    write(toy / "nbs/lessons/01_one.ipynb", *lesson(), new_code_cell("#| gpu\nprint(1)"), new_code_cell("#| eval: false\nprint(1)"))
+    silent = new_code_cell("#| gpu\nprint(1)"), new_code_cell("#| eval: false\nprint(1)")
+    write(toy / "nbs/lessons/01_one.ipynb", *lesson(), *silent)
     assert check.run("nbdev-clean", cwd=toy)[0] == 0
     assert stage("clean", toy).detail == ""
 
@@ -154,6 +156,31 @@ def test_pytest_counts_and_passes_options_on(toy):
     (toy / "tests/test_three.py").unlink()
     result = stage("pytest", toy, "-k", "good")
     assert (result.passed, result.failed) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "source, who, why",
+    [
+        ("x = 1; print(2)", "ruff", "E702"),
+        (f"x = '{105 * 'x'}'\nprint(2)".replace("xx", "x "), "ruff, where a learner reads", "E501"),
+        ("import os\nprint(os.sep)", "chkstyle", "[mixed-imports]"),
+        ("a, b, c, d = 1, 2, 3, 4\nprint(2)", "tools/style.py", "cell cell3: line 1: assignment"),
+    ],
+    ids=lambda x: x.split()[0],
+)
+def test_style_finds(source, who, why, toy):
+    if who == "chkstyle" and not CHKSTYLE:
+        pytest.skip("no chkstyle here")
+    write(toy / "nbs/lessons/01_one.ipynb", *lesson(source=source))
+    result = stage("style", toy)
+    assert (result.passed, result.failed) == (2 + CHKSTYLE, 1), result.detail
+    assert f"--- {who}\n" in result.detail and why in result.detail
+
+
+def test_core_is_checked_for_types(toy):
+    (toy / "wikidpo/core").mkdir()
+    (toy / "wikidpo/core/loss.py").write_text("def loss(z): return z\nloss(1, 2)\n")
+    assert "Too many arguments" in stage("style", toy).detail
 
 
 def test_no_test_at_all_is_a_failure(toy):
@@ -204,7 +231,8 @@ def test_every_stage_runs_and_the_last_line_counts(toy, monkeypatch, capsys):
     monkeypatch.setattr(check, "ROOT", toy)
     assert check.main([]) == 1
     out = capsys.readouterr().out
-    assert out.splitlines()[-1] == "8 passed, 2 failed"  # 3 modules, 2 + 2 notebooks, 1 test; hand.py and README.md
+    passed = 3 + CHKSTYLE + 3 + 2 + 2 + 1  # checkers, modules, notebooks cleaned and run, a test
+    assert out.splitlines()[-1] == f"{passed} passed, 2 failed"  # hand.py and README.md
     assert "===== export: 1 failed" in out and "===== readme: 1 failed" in out
     assert check.main(["clean"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "2 passed, 0 failed"
