@@ -264,7 +264,7 @@ PROGRESS_BAR = re.compile(r"\d%\|.*\||\d(?:it/s|s/it)\b|\r(?!\n)")
 WIDGETS = {
     "application/vnd.jupyter.widget-state+json": "widget state",
     "application/vnd.jupyter.widget-view+json": "a widget, which is dead without its kernel: run the "
-    "notebook without a browser (nbclient), which leaves the static twin",
+    "notebook without a browser (nbclient), which leaves the static figure",
 }
 DIRECTIVE = re.compile(r"^#\|\s*(.+?)\s*$", re.M)
 

@@ -19,9 +19,10 @@ from check import nbdev_test
 
 # What takes longest, longest first: run `make test` and look at the last lines when something has grown.
 FIRST = (
-    "test_browser.py", "09_trl.ipynb", "test_logprobs.py", "speed_training.ipynb", "00_why_not_rlhf.ipynb",
-    "10_the_beta_sweep.ipynb", "07_reading_the_run.ipynb", "08_win_rate.ipynb", "test_ranks.py", "test_tools.py",
-    "test_training.py", "06_training.ipynb", "test_sampling.py", "trap_museum.ipynb", "test_mining.py", "test_cli.py",
+    "test_browser.py", "test_scoring.py", "09_trl.ipynb", "test_engine.py", "00_why_not_rlhf.ipynb", "test_ranks.py",
+    "10_the_beta_sweep.ipynb", "test_sampling.py", "07_reading_the_run.ipynb", "test_tools.py", "08_win_rate.ipynb",
+    "test_training.py", "06_training.ipynb", "speed_training.ipynb", "train.ipynb", "test_mining.py", "test_cli.py",
+    "trap_museum.ipynb", "distributed.ipynb", "ragged.ipynb",
 )
 SPLIT = {"test_browser.py::test_lesson_runs_in_the_browser": 2}  # numbered tests that may go to as many workers
 

@@ -167,14 +167,14 @@ class Phase:
     name:str
     work:str # in words
     seconds:float
-    document:str="" # what the document says for its card and its work
+    original:str="" # what the original lesson says for its card and its work
 
     def cost(self, dollars): return self.seconds / 3600 * dollars # dollars: an hour of the machine
 
 def budget(rates:dict, # responses, scores, pairs, verdicts a second
            mine, judge, # MineConfig, EvaluateConfig: how much there is to do
            train, # TrainConfig
-           survival:float=5/6, # share of the prompts that become pairs; the document's 10,000 of 12,000
+           survival:float=5/6, # share of the prompts that become pairs; the original lesson's 10,000 of 12,000
           )->list:
     "What each phase of the lesson takes at these rates: a list of `Phase`"
     n = mine.n_prompts * len(mine.temps)
@@ -195,11 +195,11 @@ def _duration(seconds)->str:
 def _price(cost)->str: return f"${cost:.2f}" if cost >= .01 else "< $0.01"
 
 def budget_table(phases, dollars:float=.4)->str: # dollars: an hour of the machine
-    "The budget as text, with its sum and the document's figures beside it"
+    "The budget as text, with its sum and the original lesson's figures beside it"
     phases = [*phases, Phase("total", "", sum(p.seconds for p in phases), "2-2.5 h, about $1")]
-    lines = [f"{'phase':10}{'work':34}{'time here':>10}{'cost':>8}   the document, on a 4090"]
+    lines = [f"{'phase':10}{'work':34}{'time here':>10}{'cost':>8}   the original lesson, on a 4090"]
     for p in phases:
-        lines.append(f"{p.name:10}{p.work:34}{_duration(p.seconds):>10}{_price(p.cost(dollars)):>8}   {p.document}")
+        lines.append(f"{p.name:10}{p.work:34}{_duration(p.seconds):>10}{_price(p.cost(dollars)):>8}   {p.original}")
     return "\n".join(lines)
 
 # %% ../../nbs/run/rig.ipynb #757aa8f1
