@@ -45,7 +45,7 @@ teacher: .venv-vllm/.installed ## install vLLM into an environment of its own, .
 	@.venv-vllm/bin/python tools/vllm_env.py
 	@touch $@
 
-test: install ## run every test: export, notebooks, README, pytest (ARGS="pytest -k loss": one stage, with its options)
+test: install ## run every test: style, export, notebooks, README, pytest (ARGS="pytest -k loss": one stage, with its options)
 	@$(BIN)/python tools/check.py $(ARGS)
 
 test-slow: install ## run the tests that take longer
@@ -76,7 +76,7 @@ evidence-sweep: install ## measure the table of lesson 10 again: three betas, th
 evidence-pairs: install ## measure the tables of lesson 05 again: whose answers, which filters; three seeds (about 15 minutes)
 	@$(BIN)/python tools/pairs_study.py
 
-bench: install ## measure speed against the lesson's way, vLLM, transformers and TRL (about 20 minutes; ARGS="train": one row): benchmarks/README.md
+bench: install ## measure speed against the original lesson's way, vLLM, transformers and TRL (about 20 minutes; ARGS="train": one row): benchmarks/README.md
 	@$(MAKE) -s teacher || echo "bench: goes on without vLLM" >&2
 	@$(MAKE) -s .venv-peers/.installed || echo "bench: goes on without transformers and TRL" >&2
 	@$(BIN)/python benchmarks/bench.py $(ARGS)

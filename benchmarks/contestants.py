@@ -22,7 +22,7 @@ class Contestant:
 
 CONTESTANTS = {
     "ours": Contestant("this project"),
-    "lesson": Contestant("the lesson's way"),
+    "lesson": Contestant("the original lesson's way"),
     "trl": Contestant("TRL", "peers"),
     "huggingface": Contestant("transformers' generate", "peers"),
     "vllm": Contestant("vLLM", "vllm"),
