@@ -226,8 +226,9 @@ def test_figures_hide_behind_live_widgets(room):
 
 def test_figures_show_without_a_kernel(lab):
     "The notebooks of the widgets as they are committed, one after the other on a page"
-    notebooks = [nbformat.read(lab.tree/f"nbs/show/{name}.ipynb", 4) for name in WIDGETS]
-    cells = [cell | {"id": f"{i}-{cell.id}"} for i, nb in enumerate(notebooks) for cell in nb.cells]
+    cells = []
+    for name in WIDGETS: cells += nbformat.read(lab.tree/f"nbs/show/{name}.ipynb", 4).cells
+    for i, cell in enumerate(cells): cell.id = f"cell{i}"
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), lab.tree/"nbs/show/unrun.ipynb")
     with lab.open("nbs/show/unrun.ipynb") as page:
         widths = page.evaluate("""async () => {
