@@ -1,4 +1,4 @@
-"One vLLM server for all the tests that talk to one"
+"Fixtures that several files of tests share"
 import pytest
 
 from served import served
@@ -7,3 +7,12 @@ from served import served
 def vllm(tmp_path_factory):
     "A running `Vllm` that serves MiniWiki: vllm.url is its base URL, vllm.cfg.serve_model the model's name"
     with served(tmp_path_factory.mktemp("served")/"miniwiki") as v: yield v
+
+
+@pytest.fixture
+def compiler():
+    "Other tests compiled other models: at some number of them PyTorch stops"
+    import torch
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

