@@ -294,3 +294,10 @@ def test_phrasing_counts_the_teachers_words_and_those_that_are_right():
     verdicts = [{"a": text, "truth_a": truth} for text, truth in texts]
     assert pairs_study.phrasing(verdicts) == {"teacher_phrasing": 2 / 3, "phrased_right": 1 / 2}
     assert pairs_study.phrasing(verdicts[2:]) == {"teacher_phrasing": 0.0, "phrased_right": None}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["style", "-h"]])
+def test_help_explains_and_runs_nothing(words, capsys):
+    assert check.main(words) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("What `make test` runs.") and "passed" not in printed

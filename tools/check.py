@@ -333,6 +333,9 @@ def one_stage(name: str, options: list[str]) -> Result:
 
 
 def main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__.strip())
+        return 0
     names = []
     while arguments and arguments[0] in STAGES:
         names.append(arguments.pop(0))
