@@ -14,7 +14,7 @@ from model_server import Q, answers, free_port
 from wikidpo.core.files import UserError
 from wikidpo.judge.client import (ask_score, ask_verdict, check_teacher, judge_score, make_client,
                                   verdict)
-from wikidpo.judge.config import OFFLINE_MODEL as M
+from wikidpo.judge.config import OFFLINE_MODEL as M, TeacherConfig
 from wikidpo.judge.offline import InProcess, offline_app, OfflineTeacher, serve, serving
 from wikidpo.judge.pool import JudgePool
 from wikidpo.judge.prompts import fenced, JUDGE_TMPL, PAIR_TMPL
@@ -84,6 +84,18 @@ def test_half_of_the_error_is_taste():
         truth = grade(x, text).score
         pairs.append((teacher.read(x, text, "first", "b") - truth, teacher.read(x, text, "second", "b") - truth))
     assert abs(sum(u * v for u, v in pairs) / len(pairs) - .5) < .1
+
+@pytest.mark.parametrize("points", [0, 12.])
+def test_length_bias_is_added_for_every_hundred_characters(points):
+    plain, fond = OfflineTeacher(), OfflineTeacher(length_bias=points)
+    for x in prompts("eval")[:100]:
+        for text in answers(x).values():
+            extra = fond.read(x, text, "alone") - plain.read(x, text, "alone")
+            assert extra == pytest.approx(points * len(text) / 100)
+
+def test_the_configuration_has_the_habits_of_the_teacher():
+    teacher = OfflineTeacher()
+    assert TeacherConfig().habits() == {name: getattr(teacher, name) for name in TeacherConfig().habits()}
 
 
 # --- canaries

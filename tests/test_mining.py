@@ -37,7 +37,7 @@ def test_files_are_complete_and_agree(whole):
     assert [(s["prompt_id"], s["k"]) for s in samples] == [(i, k) for i in range(N) for k in range(4)]
     assert [s["temperature"] for s in samples[:4]] == [.7, .9, 1.1, 1.3]
     assert [s["prompt"] for s in samples[::4]] == prompts("mine")[:N]
-    teacher = OfflineTeacher(.5, .45, 0)
+    teacher = OfflineTeacher()
     assert all(s["score"] == teacher.score(s["prompt"], s["text"]) for s in samples[:200] if s["text"])
     assert pairs == make_pairs(samples)[0]
     assert len(pairs) == summary["pairs"] and summary["survival"] == len(pairs) / N

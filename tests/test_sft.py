@@ -27,7 +27,7 @@ def behaviour(folder):
 
 def mined(model, tok):
     "Scored samples of 256 prompts"
-    teacher, asked, rows = OfflineTeacher(.5, .45, 0), prompts("mine")[:256], []
+    teacher, asked, rows = OfflineTeacher(), prompts("mine")[:256], []
     for i, group in enumerate(sample_unit(model, tok, asked, 0, 0, max_new=64)):
         for k, r in enumerate(group):
             score = teacher.score(asked[i], r.text) if r.text.strip() else None

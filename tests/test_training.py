@@ -1,5 +1,6 @@
 "The training traps, each with the number that betrays it"
 import copy
+import json
 import math
 from dataclasses import fields, replace
 
@@ -181,7 +182,7 @@ def test_a_run_that_explodes_says_so(data):
 # --- `wikidpo train`
 
 CHANGES = dict(seed=1, pairs="other", block_size=24, beta=.2, loss_type="ipo", label_smoothing=.1, lr=1e-3, epochs=2,
-               batch_size=4, grad_accum_steps=1, warmup_steps=0, max_grad_norm=.01, precision="bf16")
+               batch_size=4, grad_accum_steps=1, warmup_steps=0, max_grad_norm=.01, precision="bf16", valid=.25)
 ELSEWHERE = {"wandb", "project", "reference", "save_every", "shard", "watch"}    # below, test_ranks.py, test_widgets.py
 
 
@@ -240,6 +241,38 @@ def test_the_watched_pairs_are_computed_twice(files, data):
     assert first["tokens"] == [[len(chosen), len(rejected)] for _, chosen, rejected in watched]
     for name in ("logps", "token_by_token"):
         assert torch.allclose(torch.tensor(first[name])[:8], want.float(), atol=1e-3), name
+
+
+def test_held_out_pairs_are_measured_and_not_trained_on(files, data):
+    "A run that holds out a quarter of 44 pairs trains as one on the first 33, and knows more"
+    write_jsonl(files/"first33.jsonl", data.pairs[:33])
+    metrics_of(files, "33", pairs=str(files/"first33.jsonl"), epochs=2)
+    metrics_of(files, "held out", valid=.25, epochs=2)
+    plain, measured = (read_jsonl(files/name/"metrics.jsonl") for name in ("33", "held out"))
+    assert [without_valid(row) for row in measured] == plain
+    z = by_definition_margins(load_checkpoint(files/"held out"/"dpo.pt"), data.rows[33:])
+    losses = -F.logsigmoid(BASE.beta * z)
+    want = {"valid/loss": losses.mean(), "valid/accuracy": (z > 0).double().mean(),
+            "valid/margin": BASE.beta * z.mean()}
+    assert {k: measured[-1][k] for k in want} == pytest.approx({k: v.item() for k, v in want.items()}, abs=1e-4)
+    summary = json.loads((files/"held out"/"summary.json").read_text())["train"]
+    assert summary["valid_loss"] == measured[-1]["valid/loss"] and summary["pairs"] == 33
+
+
+def without_valid(row): return {k: v for k, v in row.items() if not k.startswith("valid/")}
+
+
+def by_definition_margins(policy, rows):
+    "z of each row in nats, token by token in float64"
+    def log_ratio(prompt, side): return by_definition(policy, prompt, side) - by_definition(MINI, prompt, side)
+    with torch.no_grad():
+        return torch.tensor([log_ratio(p, c) - log_ratio(p, r) for p, c, r in rows], dtype=torch.double)
+
+
+def test_what_is_held_out_is_measured_a_dozen_times(files):
+    metrics_of(files, "dozen", valid=.25, batch_size=1, grad_accum_steps=1)
+    rows = read_jsonl(files/"dozen"/"metrics.jsonl")
+    assert [row["step"] for row in rows if "valid/loss" in row] == [*range(2, 33, 2), 33]
 
 
 def test_a_run_that_explodes_leaves_no_checkpoint(tmp_path):

@@ -157,7 +157,7 @@ class Teacher(Common):
     def run(self):
         if self.offline:
             from wikidpo.judge.offline import serve
-            serve(self.vllm.host, self.vllm.port, self.teacher.noise, self.teacher.position_bias, self.teacher.seed)
+            serve(self.vllm.host, self.vllm.port, **self.teacher.habits())
         else:
             from wikidpo.judge.vllm import serve_vllm
             serve_vllm(self.vllm, os.environ.get(self.teacher.api_key_env))

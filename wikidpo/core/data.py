@@ -6,7 +6,7 @@
 __all__ = ['PairDataset', 'pad_right', 'PairBatch', 'collate']
 
 # %% ../../nbs/core/data.ipynb #15639a0b
-import hashlib, json
+import copy, hashlib, json
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +29,21 @@ class PairDataset(Dataset):
         self.pairs = read_jsonl(path, ["prompt", "chosen", "rejected"], self._wrong)
         if not self.pairs: raise UserError(f"{path}: holds no pairs")
         self.rows = [self._encode(pair) for pair in self.pairs]
-        content = json.dumps([block_size, self.rows, tok.to_str()])
-        self.digest = hashlib.sha256(content.encode()).hexdigest() # of the pairs and the tokenizer
+
+    @property
+    def digest(self):
+        "A hash of the pairs and the tokenizer"
+        content = json.dumps([self.block_size, self.rows, self.tok.to_str()])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def split(self, n): # of the pairs, 1 to len - 1
+        "(all pairs but the last n, the last n): what is trained on, and what is held out"
+        return self._part(slice(-n)), self._part(slice(-n, None))
+
+    def _part(self, which): # slice
+        part = copy.copy(self)
+        part.pairs, part.rows = self.pairs[which], self.rows[which]
+        return part
 
     def _wrong(self, pair):
         "What is wrong with a line, or None"

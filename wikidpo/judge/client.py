@@ -98,11 +98,11 @@ def make_client(url:str="offline", # "offline", or the base URL of an OpenAI-com
                 api_key:str|None=None, # None: the server wants none
                 timeout:float=60., # seconds for one attempt
                 retries:int=2, # further attempts after a lost connection, a timeout, 408, 409, 429 or 5xx
-                noise:float=.5, position_bias:float=.45, seed:int=0, # of the offline teacher, see `OfflineTeacher`
+                **habits, # of the offline teacher: noise, position_bias, length_bias and seed of `OfflineTeacher`
                )->openai.OpenAI:
     "A client for the teacher; raises `UserError` for a URL that is none"
     key, base = _checked_key(api_key), _checked_url(url)
-    if url == "offline": http = httpx2.Client(transport=InProcess(offline_app(noise, position_bias, seed)))
+    if url == "offline": http = httpx2.Client(transport=InProcess(offline_app(**habits)))
     else: http = _Http(trust_env=base.host not in ("localhost", "127.0.0.1"))
     return openai.OpenAI(
         base_url=base.copy_with(query=None, fragment=None), default_query=dict(base.params), api_key=key,

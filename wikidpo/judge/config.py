@@ -22,6 +22,7 @@ def shown_url(url)->str:
     return re.split("[?#]", re.sub(r"^(\w+://)?.*@", r"\1", str(url)))[0].rstrip("/")
 
 # %% ../../nbs/judge/config.ipynb #5e92312d
+# style: one class, a few lines a method
 @dataclass
 class TeacherConfig:
     "The section `teacher` of a profile"
@@ -39,6 +40,7 @@ class TeacherConfig:
     seed: int = 0 # of the offline teacher's noise
     noise: float = 0.5 # standard deviation of the offline teacher's reading of one answer, in points
     position_bias: float = 0.45 # points that the offline teacher adds to the answer shown first
+    length_bias: float = 0. # points that the offline teacher adds for every 100 characters of an answer
 
     def __post_init__(self):
         for name, low in dict(timeout_s=1e-3, retries=0, concurrency=1, noise=0).items():
@@ -52,11 +54,15 @@ class TeacherConfig:
         "These settings for a run folder, without secrets"
         return asdict(self) | {"url": shown_url(self.url)}
 
+    def habits(self)->dict:
+        "How the offline teacher errs, see `OfflineTeacher`"
+        return {name: getattr(self, name) for name in ("noise", "position_bias", "length_bias", "seed")}
+
     def client(self):
         "The `openai.OpenAI` client that these settings describe"
         from wikidpo.judge.client import make_client
         key = os.environ.get(self.api_key_env)
-        return make_client(self.url, key, self.timeout_s, self.retries, self.noise, self.position_bias, self.seed)
+        return make_client(self.url, key, self.timeout_s, self.retries, **self.habits())
 
 # %% ../../nbs/judge/config.ipynb #841dfdaf
 @dataclass

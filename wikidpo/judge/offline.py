@@ -35,6 +35,7 @@ def read_judging_prompt(content:str)->dict|None:
     if labels in (["Instruction", "Answer"], ["Instruction", "Answer A", "Answer B"]): return dict(blocks)
 
 # %% ../../nbs/judge/offline.ipynb #5124d1e1
+# style: one class, a few lines a method
 TIE_BAND = .3 # two answers that a judge reads less than so many points apart are a tie
 SCORE_SPREAD = .7 # points by which its probabilities are spread around its reading
 
@@ -42,9 +43,11 @@ class OfflineTeacher:
     "A judge that knows MiniWiki's facts and errs by a known amount; the same question gets the same reply"
     def __init__(self, noise:float=.5, # standard deviation of its reading of one answer, in points
                  position_bias:float=.45, # points added to the answer that is shown first
+                 length_bias:float=0., # points added for every 100 characters of an answer
                  seed:int=0, # of its noise
                 ):
-        self.noise, self.position_bias, self.seed = noise, position_bias, seed
+        self.noise, self.seed = noise, seed
+        self.position_bias, self.length_bias = position_bias, length_bias
 
     def _normal(self, *key):
         "A draw from N(0, 1) that depends on the key alone"
@@ -54,7 +57,8 @@ class OfflineTeacher:
     def read(self, instruction, answer, *context):
         "The quality of an answer, in points: the truth, its taste, its mood; KeyError for no MiniWiki question"
         err = self._normal(instruction, answer) + self._normal(instruction, answer, context)
-        return grade(instruction, answer).score + self.noise * err / 2**.5
+        seen = grade(instruction, answer).score + self.length_bias * len(answer) / 100
+        return seen + self.noise * err / 2**.5
 
     def score(self, instruction, answer)->int:
         "1 to 10"
@@ -158,9 +162,10 @@ async def _openai_error(request, e):
     error = dict(message=e.detail, type="invalid_request_error", param=None, code=e.status_code)
     return JSONResponse(dict(error=error), e.status_code)
 
-def offline_app(noise:float=.5, position_bias:float=.45, seed:int=0)->Starlette:
+def offline_app(**habits, # noise, position_bias, length_bias and seed of `OfflineTeacher`
+               )->Starlette:
     "The offline teacher as an OpenAI-compatible ASGI app: POST /v1/chat/completions, GET /v1/models, GET /health"
-    teacher = OfflineTeacher(noise, position_bias, seed)
+    teacher = OfflineTeacher(**habits)
     model = dict(id=OFFLINE_MODEL, object="model", created=0, owned_by="wikidpo")
 
     async def chat(request):
@@ -213,9 +218,11 @@ def _server(app, host, port):
     import uvicorn
     return uvicorn.Server(uvicorn.Config(app, log_level="warning")), listening_socket(host, port)
 
-def serve(host:str="127.0.0.1", port:int=8000, noise:float=.5, position_bias:float=.45, seed:int=0):
+def serve(host:str="127.0.0.1", port:int=8000, # 0: any free port
+          **habits, # of `OfflineTeacher`
+         ):
     "Serve the offline teacher until Ctrl-C; raises `UserError` if the port is taken"
-    server, sock = _server(offline_app(noise, position_bias, seed), host, port)
+    server, sock = _server(offline_app(**habits), host, port)
     url = f"http://{host}:{sock.getsockname()[1]}/v1"
     print(f"The offline teacher listens at {url} under the name {OFFLINE_MODEL}. Ctrl-C stops it.", flush=True)
     with suppress(KeyboardInterrupt): server.run(sockets=[sock])

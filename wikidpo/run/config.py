@@ -122,6 +122,9 @@ class RunTrainConfig(TrainConfig):
     save_every:int=25 # steps between saved states, from which the same command goes on
     # pairs whose margins are written down a dozen times during the run, for the run player; 0: none
     watch:int=32
+    # share of the pairs, the last ones of the file, that is not trained on but measured a dozen times: valid/loss,
+    # valid/accuracy and valid/margin; 0: none
+    valid:float=0.0
     # under torchrun: cut weights and optimizer state over the processes (FSDP2) instead of copying them (DDP)
     shard:bool=False
     precision:str="auto" # fp32, bf16 (autocast; weights stay fp32), or auto: bf16 where the device has it
@@ -131,6 +134,7 @@ class RunTrainConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         check_at_least_one(self, "train", ["save_every"])
+        if not 0 <= self.valid < 1: raise UserError(f"train.valid: must be at least 0 and below 1, found {self.valid}")
         for name, known in TRAIN_CHOICES.items():
             if (found := getattr(self, name)) in known: continue
             raise UserError(f"train.{name}: expected one of {', '.join(known)}, found '{found}'")

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..run.folder import write_atomic
-from .curves import BLUE, draw_panel, INK, PANELS, RED
+from .curves import BLUE, draw_panel, finite_points, INK, PANELS, RED
 from .run import load_run, Run
 
 # %% ../../nbs/show/report.ipynb #caf65018
@@ -134,7 +134,7 @@ def svg(fig, # a matplotlib Figure
 # %% ../../nbs/show/report.ipynb #3a1b5e03
 def _ends(run, panel)->str:
     "What a panel shows, in words: where each of its lines begins and ends"
-    columns = [(name, run.metrics.get(column)) for column, (name, _) in panel.columns.items()]
+    columns = [(name, finite_points(run, column)[1]) for column, (name, _) in panel.columns.items()]
     return ", ".join(f"{name} from {values[0]:.3g} to {values[-1]:.3g}" for name, values in columns if values)
 
 def curve_figures(run:Run)->list:

@@ -16,7 +16,8 @@ function render({ model, el }) {
 
   const rows = Math.ceil(panels.length / COLUMNS);
   const curves = s("svg", { viewBox: `0 0 720 ${rows * H + 14}`, role: "img", "aria-label": "curves of the run" });
-  const valueOf = x => x !== null && x !== 0 && Math.abs(x) < .001 ? x.toExponential(1) : fixed(x ?? NaN, 3);
+  const numeral = x => x !== 0 && Math.abs(x) < .001 ? x.toExponential(1) : fixed(x ?? NaN, 3);
+  const valueAt = (values, i) => numeral(values.slice(0, i + 1).findLast(v => v !== null)); // the last one measured
   const cursors = panels.map(({ title, lines, rule }, k) => {
     const values = [...lines.flatMap(l => l.values), ...rule === null ? [] : [rule]].filter(Number.isFinite);
     const x0 = (k % COLUMNS) * W + 44, y0 = Math.floor(k / COLUMNS) * H + 22;
@@ -25,7 +26,8 @@ function render({ model, el }) {
       area.inner.append(s("path", { class: "rule", d: `M${x0} ${area.y(rule)}h${W - 56}`, "stroke-dasharray": "2 3" }));
     }
     lines.forEach(({ values }, i) => {
-      const d = path(steps.map(area.x), values.map(v => v === null ? NaN : area.y(v)));
+      const known = steps.map((_, k) => k).filter(k => values[k] !== null); // held-out pairs are measured now and then
+      const d = path(known.map(k => area.x(steps[k])), known.map(k => area.y(values[k])));
       area.inner.append(s("path", { class: `line ${i ? "red dashed" : "blue"}`, d }));
     });
     const cursor = s("path", { class: "cursor" }), now = s("text", { x: x0, y: y0 + H - 38, class: "note" });
@@ -33,7 +35,7 @@ function render({ model, el }) {
     curves.append(area.node, now);
     return i => {
       cursor.setAttribute("d", `M${area.x(steps[i])} ${y0}v${H - 52}`);
-      now.textContent = lines.map(l => `${l.label} ${valueOf(l.values[i])}`).join(", ");
+      now.textContent = lines.map(l => `${l.label} ${valueAt(l.values, i)}`).join(", ");
     };
   });
 
