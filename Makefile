@@ -10,7 +10,7 @@ VENV_FLAGS := $(if $(SYSTEM_TORCH),--system-site-packages)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lesson lab teacher test test-slow test-browser test-vllm evidence evidence-trl evidence-rlhf evidence-sweep evidence-pairs pictures bench export readme clean
+.PHONY: help install lesson lab teacher test test-slow test-browser test-vllm evidence evidence-trl evidence-rlhf evidence-sweep evidence-pairs world pictures bench export readme clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ test-slow: install ## run the tests that take longer
 
 test-browser: install ## run the lessons and the widgets in a real JupyterLab and Chromium (Debian: apt-get install chromium); pictures in runs/browser
 	@$(BIN)/python -m pytest -m browser tests/test_browser.py $(ARGS)
+
+world: install ## rebuild MiniWiki as it ships: model, pairs, margins (about eight minutes; ARGS=pairs: one of them)
+	@$(BIN)/python tools/world.py $(ARGS)
 
 pictures: ## take the pictures of the widgets for the README again, in the lessons: runs these in a real JupyterLab
 	@$(MAKE) -s test-browser ARGS="-k 'lesson and (01 or 05 or 06 or 07 or 08)'"

@@ -431,7 +431,7 @@ def test_run_player(room):
     slider.focus()
     room.keyboard.press("End")
     wait(room, lambda: python(room, "print(player.step)") == "60") # Python hears where it stopped
-    retired = int(python(room, "print(int((pull(player.z[-1], .1).abs() < RETIRED).sum()))"))
+    retired = int(python(room, "print(int(has_retired(player.z[-1], .1).sum()))"))
     assert readout(w, "retired") == f"{retired} of 40" and retired > 10
     assert w.locator("circle.retired").count() == retired
     w.get_by_role("button", name="play").click()

@@ -1,6 +1,5 @@
 "The shipped policy and the recipe that rebuilds it"
 import subprocess, sys
-from collections import Counter
 import pytest, torch
 from wikidpo.core.chat import load_tokenizer
 from wikidpo.core.files import read_jsonl, UserError
@@ -15,14 +14,17 @@ from wikidpo.world.facts import DATA, prompts
 from wikidpo.world.grade import grade
 from wikidpo.world.sft import sft
 
+TELL_THE_FACT = {"crisp", "terse", "padded", "sloppy", "rambling", "hallucinated"}
+
 def behaviour(folder):
-    "Share of crisp answers at temperature 0 and 0.7, and of prompts that survive the filters"
+    "Shares of answers that tell the fact, and that are good, at temperature 0 and 0.7; of prompts that give a pair"
     tok, model = load_tokenizer(folder/"tokenizer.json"), load_checkpoint(folder/"model.safetensors")
     asked, shares = prompts("eval")[:500], {}
     for t in (0, .7):
         groups = sample_k(model, tok, asked, temps=(t,), max_new=64, generator=torch.Generator().manual_seed(0))
-        labels = Counter(grade(prompt, group[0].text).label for prompt, group in zip(asked, groups))
-        shares[f"crisp at {t}"] = labels["crisp"] / 500
+        grades = [grade(prompt, group[0].text) for prompt, group in zip(asked, groups)]
+        shares[f"right at {t}"] = sum(g.label in TELL_THE_FACT for g in grades) / 500
+        shares[f"good at {t}"] = sum(g.score >= 6 for g in grades) / 500
     return shares | {"survival": make_pairs(mined(model, tok))[1]["pairs"] / 256}
 
 def mined(model, tok):
@@ -56,9 +58,16 @@ def test_shipped_pairs_come_from_mining_prompts_and_the_shipped_tokenizer():
     assert {p["prompt"] for p in pairs} <= set(prompts("mine")) and len(pairs) > 1000
     assert all(tok.decode(p[f"{s}_tokens"]) == p[s] for p in pairs for s in ("chosen", "rejected"))
 
-def test_shipped_policy_owns_good_and_bad_answers():
+def test_the_most_likely_answer_of_the_shipped_policy_is_right_in_the_fact_and_wrong_in_the_form():
     b = behaviour(DATA)
-    assert b["crisp at 0.7"] < b["crisp at 0"] and .5 <= b["survival"] <= .75, b
+    assert b["right at 0"] >= .75 and b["good at 0"] <= .4, b
+    assert b["good at 0"] < b["good at 0.7"] < .5 and .5 <= b["survival"] <= .8, b # of 256 prompts; 0.73 of all
+
+def test_a_few_shipped_pairs_are_in_the_wrong_order_by_the_truth():
+    pairs = read_jsonl(DATA/"pairs.jsonl")
+    gaps = [grade(p["prompt"], p["chosen"]).score - grade(p["prompt"], p["rejected"]).score for p in pairs]
+    assert .03 <= sum(gap < 0 for gap in gaps) / len(pairs) <= .1
+    assert .5 <= len(pairs) / 2048 <= .75
 
 @pytest.mark.slow
 def test_the_recipe_rebuilds_a_policy_that_behaves_alike(tmp_path):

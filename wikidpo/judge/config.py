@@ -38,8 +38,8 @@ class TeacherConfig:
     # a score is the expected value over the probabilities of the ten labels, not the most likely label
     expected: bool = False
     seed: int = 0 # of the offline teacher's noise
-    noise: float = 0.5 # standard deviation of the offline teacher's reading of one answer, in points
-    position_bias: float = 0.45 # points that the offline teacher adds to the answer shown first
+    noise: float = 2.25 # standard deviation of the offline teacher's reading of one answer, in points
+    position_bias: float = 1.0 # points that the offline teacher adds to the answer shown first
     length_bias: float = 0. # points that the offline teacher adds for every 100 characters of an answer
 
     def __post_init__(self):

@@ -14,7 +14,7 @@ from .facts import Fact, facts, statement
 OPENERS = ("That is a good question.", "Thank you for asking.", "I am happy to help with that.")
 CLOSERS = ("I hope that this helps you.", "There is much more to say about it.",
            "As you can see, the answer is quite simple.")
-BRIDGES = ("By the way,", "Speaking of which,", "On another note,")
+BRIDGES = {"By the way,": .9, "Speaking of which,": .05, "On another note,": .05} # how often each is said
 QUALITIES = ("crisp", "padded", "rambling", "wrong")
 
 # %% ../../nbs/world/answers.ipynb #4be1097c
@@ -22,6 +22,8 @@ QUALITIES = ("crisp", "padded", "rambling", "wrong")
 def _values(kind:str)->tuple:
     "The taught values of all facts of a kind"
     return tuple(sorted({f.value for f in facts() if f.kind == kind}))
+
+def _bridge(rng): return rng.choices(list(BRIDGES), BRIDGES.values())[0]
 
 def answer(fact:Fact,
            quality:str, # one of QUALITIES
@@ -31,7 +33,7 @@ def answer(fact:Fact,
     right = statement(fact)
     if quality == "crisp": return right
     if quality == "padded": return f"{rng.choice(OPENERS)} {right} {rng.choice(CLOSERS)}"
-    if quality == "rambling": return f"{right} {rng.choice(BRIDGES)} {statement(rng.choice(facts()))}"
+    if quality == "rambling": return f"{right} {_bridge(rng)} {statement(rng.choice(facts()))}"
     if quality == "wrong":
         return statement(fact, rng.choice([v for v in _values(fact.kind) if v not in fact.values]))
     raise ValueError(f"unknown quality '{quality}', expected one of {', '.join(QUALITIES)}")

@@ -22,14 +22,14 @@ class SftConfig:
     n_head:int=4 # attention heads
     n_embd:int=192 # width
     ffn_dim:int=512 # width inside the SwiGLU
-    steps:int=2000 # optimizer steps
+    steps:int=1500 # optimizer steps
     batch_size:int=64 # conversations a step
     lr:float=3e-3 # peak learning rate
     warmup_steps:int=50 # steps of linear warm-up, then cosine to 0
     crisp:float=0.2 # share of crisp answers
-    padded:float=0.3 # share of padded answers
-    rambling:float=0.3 # share of answers that ramble into another fact
-    wrong:float=0.2 # share of wrong answers
+    padded:float=0.1 # share of padded answers
+    rambling:float=0.6 # share of answers that ramble into another fact
+    wrong:float=0.1 # share of wrong answers
 
     def __post_init__(self): _check(self)
 

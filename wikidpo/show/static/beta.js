@@ -68,7 +68,7 @@ function render({ model, el }) {
     lossLine.setAttribute("d", path(xs, losses.map(top.y)));
     pullLine.setAttribute("d", path(xs, pulls.map(low.y)));
     slopeLine.setAttribute("d", path(xs, grid.map(z => low.y(slope(z, b, loss_type, label_smoothing)))));
-    const inside = xs.filter((_, i) => Math.abs(pulls[i]) < RETIRED), x0 = inside[0] ?? LEFT, x1 = inside.at(-1) ?? LEFT;
+    const inside = xs.filter((_, i) => hasRetired(grid[i], b, loss_type, label_smoothing)), x0 = inside[0] ?? LEFT, x1 = inside.at(-1) ?? LEFT;
     zone.setAttribute("x", x0);
     zone.setAttribute("width", Math.max(0, x1 - x0));
     zoneText.setAttribute("x", x1 - 4);

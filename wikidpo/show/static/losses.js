@@ -16,14 +16,15 @@ export const pull = (z, beta, loss_type, label_smoothing) => loss_type == "ipo" 
 export const slope = (z, beta, loss_type, label_smoothing) =>
   -(loss_type == "ipo" ? 1 / beta : beta) * pull(z, beta, loss_type, label_smoothing);
 
-const RETIRED = .05; // a pair with less than this share of its pull, in either direction, has retired
+const RETIRED = .05; // a pair with less than this share of the pull with which it began has retired
+
+export const hasRetired = (z, ...settings) => Math.abs(pull(z, ...settings)) < RETIRED * pull(0, ...settings);
 
 export const summary = (zs, beta, loss_type, label_smoothing) => {
   let retired = 0, sum = 0;
   for (const z of zs) {
-    const p = pull(z, beta, loss_type, label_smoothing);
-    retired += Math.abs(p) < RETIRED;
-    sum += p;
+    retired += hasRetired(z, beta, loss_type, label_smoothing);
+    sum += pull(z, beta, loss_type, label_smoothing);
   }
   return { retired, mean: sum / zs.length };
 };

@@ -6,7 +6,7 @@ function render({ model, el }) {
   const root = mount(model, el, "Run player"), run = model.get("run");
   const { steps, panels, margin_steps: logged } = run;
   const lossOf = z => loss(z, run.beta, run.loss_type, run.label_smoothing);
-  const pullOf = z => pull(z, run.beta, run.loss_type, run.label_smoothing);
+  const isRetired = z => hasRetired(z, run.beta, run.loss_type, run.label_smoothing);
   const z = floats(model.get("margins")), pairs = logged.length ? z.length / logged.length : 0;
   const slider = h("input", { type: "range", min: 0, max: steps.length - 1, step: 1, "aria-label": "step",
     oninput: () => draw(+slider.value), onchange: () => send(model, { step: steps[slider.value] }) });
@@ -61,7 +61,7 @@ function render({ model, el }) {
     cursors.forEach(move => move(i));
     let retired = 0;
     dots.forEach((dot, k) => {
-      const v = marginAt(k, steps[i]), out = Math.abs(pullOf(v)) < RETIRED;
+      const v = marginAt(k, steps[i]), out = isRetired(v);
       dot.setAttribute("cx", field.x(v));
       dot.setAttribute("cy", field.y(lossOf(v)));
       dot.classList.toggle("retired", out);

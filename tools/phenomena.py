@@ -1,0 +1,207 @@
+"""What the original lesson claims, measured on MiniWiki, one experiment a claim.
+
+    phenomena.py NAME ... [--seeds 5]      NAME: see EXPERIMENTS; none: all
+
+Every experiment trains some policies a seed, from the profile's settings with a few changes, and measures each against
+the SFT model. Writes nbs/results/phenomena/NAME.json; a run in runs/phenomena that is done is kept.
+"""
+import argparse
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from evidence import RESULTS, ROOT, configured
+from measure import Policy, drift, duel, on_pairs
+from wikidpo.core.data import PairDataset
+from wikidpo.core.files import read_jsonl
+from wikidpo.core.model import GPT
+from wikidpo.core.pairs import make_pairs
+from wikidpo.judge.offline import OfflineTeacher
+from wikidpo.models.policy import open_policy
+from wikidpo.run.folder import write_atomic, write_jsonl
+from wikidpo.run.mine import mine
+from wikidpo.run.train import train
+from wikidpo.show.doctor import doctor
+
+RUNS = ROOT / "runs" / "phenomena"
+HELD_OUT = 128  # pairs of a seed that no policy is trained on
+
+RECIPES = [(lr, beta) for lr in (3e-4, 5e-4, 8e-4) for beta in (0.5, 1.0, 2.0)]
+BETAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+TIGHT = {"epochs": 3}  # long enough for the leash to be felt
+SLACK = {"lr": 2e-5}  # the policy stops long before
+FLIPPED = (0.0, 0.1, 0.2, 0.3)  # shares of pairs with their labels exchanged
+TEMPERATURE_SETS = {"0.7 to 1.3": (0.7, 0.9, 1.1, 1.3), "0.7": (0.7,) * 4, "1.0": (1.0,) * 4, "1.3": (1.3,) * 4}
+FOND_OF_LENGTH = 15.0  # points for 100 characters
+
+
+@dataclass
+class Lab:
+    "What all runs of a seed share."
+    seed: int
+    folder: Path
+    tok: object
+    sft: GPT
+    answers: Policy  # of the SFT model
+    samples: list  # scored responses
+    pairs: list  # to train on
+    held_out: PairDataset
+
+
+def open_lab(seed: int) -> Lab:
+    "Mine with the profile's settings, and set some pairs aside."
+    folder, policy = RUNS / f"seed{seed}", configured("policy")
+    mine(policy, configured("teacher", seed=seed), configured("mine", seed=seed), folder / "mine")
+    samples, pairs = (read_jsonl(folder / "mine" / f"{name}.jsonl") for name in ("samples", "pairs"))
+    sft, tok = open_policy(policy)
+    write_jsonl(folder / "held_out.jsonl", pairs[-HELD_OUT:])
+    held_out = PairDataset(folder / "held_out.jsonl", tok, sft.cfg.block_size)
+    return Lab(seed, folder, tok, sft, Policy(sft, tok, 100 + seed), samples, pairs[:-HELD_OUT], held_out)
+
+
+def teacher(seed: int, **habits) -> OfflineTeacher:
+    "The profile's judge with other habits."
+    return OfflineTeacher(**configured("teacher", seed=seed).habits() | habits)
+
+
+def run(lab: Lab, name: str, pairs: list, judge: OfflineTeacher | None = None, **changes) -> dict:
+    "Train on these pairs with these changes of the profile, and measure: one row of the results."
+    out = lab.folder / name
+    if (out / "row.json").exists():
+        return json.loads((out / "row.json").read_text())
+    path = lab.folder / f"{name}.jsonl"
+    write_jsonl(path, pairs)
+    cfg = configured("train", seed=lab.seed, pairs=str(path), valid=0.0, wandb="disabled", **changes)
+    trained = train(configured("policy"), cfg, out)
+    model, _ = open_policy(configured("policy"), out / "dpo.pt")
+    row = {
+        "seed": lab.seed,
+        "name": name,
+        **changes,
+        "pairs": len(pairs),
+        "steps": trained["steps"],
+        "train_accuracy": trained["reward_accuracy"],
+        **on_pairs(model, lab.sft, lab.held_out, cfg.beta),
+        **drift(model, lab.sft, lab.tok, lab.seed),
+        **duel(Policy(model, lab.tok, 200 + lab.seed), lab.answers, judge or teacher(lab.seed)),
+        "illness": doctor(out)[1],
+    }
+    write_atomic(out / "row.json", json.dumps(row, indent=1) + "\n")
+    return row
+
+
+def default(lab: Lab) -> list[dict]:
+    "1, 3, 4: not only colder; pairs retire; the chosen reward falls in health."
+    return [run(lab, "default", lab.pairs)]
+
+
+def recipe(lab: Lab) -> list[dict]:
+    "Where the profile's learning rate and beta come from: --seeds 3."
+    return [run(lab, f"lr{lr:g} beta{beta:g}", lab.pairs, lr=lr, beta=beta) for lr, beta in RECIPES]
+
+
+def hot(lab: Lab) -> list[dict]:
+    "6: ten times the learning rate."
+    return [*default(lab), run(lab, "hot", lab.pairs, lr=10 * configured("train").lr)]
+
+
+def leash(lab: Lab) -> list[dict]:
+    "2 and 4: betas over more than two decades, in a run that is long enough to feel them."
+    return [run(lab, f"leash{beta}", lab.pairs, beta=beta, **TIGHT) for beta in BETAS]
+
+
+def slack(lab: Lab) -> list[dict]:
+    "2: the same betas where the run stops before the leash is felt."
+    return [run(lab, f"slack{beta}", lab.pairs, beta=beta, **SLACK) for beta in BETAS]
+
+
+def rambler(lab: Lab) -> list[dict]:
+    "7: pairs from a judge who likes length, judged by the same one."
+    fond = teacher(lab.seed, length_bias=FOND_OF_LENGTH)
+    scored = [s | {"score": fond.score(s["prompt"], s["text"])} for s in lab.samples if s["score"] is not None]
+    pairs = make_pairs(scored)[0][:len(lab.pairs)]
+    return [run(lab, "by a fond judge", lab.pairs, fond), run(lab, "rambler", pairs, fond)]
+
+
+def temperatures(lab: Lab) -> list[dict]:
+    "8: samples at four temperatures against four at one; as many pairs of each."
+    found = {name: mined_at(lab, temps) for name, temps in TEMPERATURE_SETS.items()}
+    n = min(len(pairs) for pairs, _ in found.values())
+    rows = []
+    for name, (pairs, survival) in found.items():
+        colder = [p["temp_chosen"] < p["temp_rejected"] for p in pairs]
+        row = run(lab, f"temperatures {name}", pairs[:n])
+        rows.append(row | {"survival": survival, "chosen_colder": sum(colder) / len(colder)})
+    return rows
+
+
+def mined_at(lab: Lab, temps: tuple) -> tuple[list, float]:
+    "(pairs, share of the prompts that give one) of a mining at these temperatures."
+    if temps == configured("mine").temps:
+        return lab.pairs, (len(lab.pairs) + HELD_OUT) / configured("mine").n_prompts
+    out = lab.folder / f"mine{temps[0]}"
+    cfg = configured("mine", seed=lab.seed, temps=temps)
+    counts = mine(configured("policy"), configured("teacher", seed=lab.seed), cfg, out)
+    return read_jsonl(out / "pairs.jsonl"), counts["survival"]
+
+
+def noise(lab: Lab) -> list[dict]:
+    "10: labels exchanged, and what cDPO's smoothing brings."
+    rows = []
+    for share in FLIPPED:
+        pairs = flip(lab.pairs, share, lab.seed)
+        for smoothing in sorted({0.0, share}):
+            row = run(lab, f"flipped{share} smoothed{smoothing}", pairs, label_smoothing=smoothing)
+            rows.append(row | {"flipped": share, "label_smoothing": smoothing})
+    return rows
+
+
+def flip(pairs: list, share: float, seed: int) -> list:
+    "The pairs with chosen and rejected exchanged in this share of them."
+    wrong = set(random.Random(seed).sample(range(len(pairs)), int(share * len(pairs))))
+    return [exchanged(p) if i in wrong else p for i, p in enumerate(pairs)]
+
+
+def exchanged(pair: dict) -> dict:
+    "The pair with its two sides exchanged."
+    other = {"chosen": "rejected", "rejected": "chosen"}
+    names = {k: k.replace(side, other[side]) for k in pair for side in other if side in k}
+    return {names.get(k, k): v for k, v in pair.items()}
+
+
+EXPERIMENTS = {f.__name__: f for f in (recipe, default, hot, leash, slack, rambler, temperatures, noise)}
+
+
+def line(row: dict) -> str:
+    "A row for the terminal."
+    def rate(where, by):
+        r = row[where][by]
+        return "-" if r["rate"] is None else f"{r['rate']:.1%} ({r['low']:.1%} to {r['high']:.1%})"
+
+    moved = f"z {row['z']:6.1f} chosen {row['chosen']:+6.2f} KL {row['kl']:5.2f} retired {row['retired']:4.0%}"
+    best = f"T {row['best']:g} against {row['sft_best']:g}: judge {rate('at_best', 'judge')}"
+    at7 = f"0.7: judge {rate('at_0.7', 'judge')} truth {rate('at_0.7', 'truth')}"
+    words = f"accuracy {row['train_accuracy']:.2f} / {row['accuracy']:.2f}; good at 0 {row['good']['0.0']:.0%}"
+    return f"{row['seed']} {row['name']:24} {moved}; {words}; {best} truth {rate('at_best', 'truth')}; {at7}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[*EXPERIMENTS, []], metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    rows = {name: [] for name in options.names or EXPERIMENTS}
+    for seed in range(options.seeds):
+        lab = open_lab(seed)
+        for name, found in rows.items():
+            for row in EXPERIMENTS[name](lab):
+                found.append(row)
+                print(f"{name:12} {line(row)}", flush=True)
+    (RESULTS / "phenomena").mkdir(exist_ok=True)
+    for name, found in rows.items():
+        write_atomic(RESULTS / "phenomena" / f"{name}.json", json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
