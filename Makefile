@@ -10,7 +10,7 @@ VENV_FLAGS := $(if $(SYSTEM_TORCH),--system-site-packages)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lesson lab teacher test test-slow test-browser test-vllm evidence evidence-trl evidence-rlhf evidence-sweep evidence-pairs world pictures bench export readme clean
+.PHONY: help install lesson lab teacher test test-slow test-browser test-vllm evidence evidence-trl evidence-rlhf evidence-phenomena evidence-world evidence-pairs world pictures bench export readme clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,8 +73,11 @@ evidence-trl: install ## measure the last table of lesson 09 again: our trainer 
 evidence-rlhf: install ## measure the table of lesson 00 again: DPO and PPO on the same pairs (half an hour)
 	@$(BIN)/python tools/rlhf_run.py
 
-evidence-sweep: install ## measure the table of lesson 10 again: three betas, three seeds (about 10 minutes)
-	@$(BIN)/python tools/beta_sweep.py
+evidence-phenomena: install ## measure what the original lesson claims, claim by claim, five seeds (hours; ARGS="leash slack": some)
+	@$(BIN)/python tools/phenomena.py $(ARGS)
+
+evidence-world: install ## measure what other mixes of SFT answers would show (about ten minutes)
+	@$(BIN)/python tools/world_mixes.py
 
 evidence-pairs: install ## measure the tables of lesson 05 again: whose answers, which filters; three seeds (about 15 minutes)
 	@$(BIN)/python tools/pairs_study.py

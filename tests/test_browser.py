@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHOTS = Path(os.environ.get("SCREENSHOTS", ROOT/"runs"/"browser")).resolve()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LESSONS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT/"nbs"/"lessons").glob("[0-9]*.ipynb"))
+PAIRS = len((ROOT/"wikidpo"/"data"/"miniwiki"/"pairs.jsonl").read_text().splitlines()) # that ship with the package
 WIDGETS = ["beta", "inspector", "tokens", "player", "vote"] # nbs/show/NAME.ipynb shows one each
 OFFLINE = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync",
            "--no-first-run", "--disable-gpu"]
@@ -338,17 +339,17 @@ def test_pair_inspector_filters_sorts_and_moves(room): # style: one walk through
     w = widget(room, "Pair inspector")
     w.scroll_into_view_if_needed()
     python(room, "inspector.query, inspector.limits, inspector.order = '', {}, 'as mined'")
-    wait(room, lambda: readout(w, "kept").startswith("1,353 of 1,353"))
+    wait(room, lambda: readout(w, "kept").startswith(f"{PAIRS:,} of {PAIRS:,}"))
     w.get_by_label("search").fill("capital")
-    wait(room, lambda: not readout(w, "kept").startswith("1,353"))
+    wait(room, lambda: not readout(w, "kept").startswith(f"{PAIRS:,}"))
     n = int(python(room, "print(sum('capital' in t for t in inspector.texts))"))
-    assert readout(w, "kept").startswith(f"{n} of 1,353")
+    assert readout(w, "kept").startswith(f"{n} of {PAIRS:,}")
     w.get_by_label("gap", exact=True).focus()
     for _ in range(6): room.keyboard.press("ArrowRight")
     wait(room, lambda: python(room, "print(inspector.limits)") == "{'gap': [6, None]}")
     in_python = "sum('capital' in t and g >= 6 for t, g in zip(inspector.texts, inspector.cols['gap']))"
     n = int(python(room, f"print({in_python})"))
-    wait(room, lambda: readout(w, "kept").startswith(f"{n} of 1,353"))
+    wait(room, lambda: readout(w, "kept").startswith(f"{n} of {PAIRS:,}"))
     w.get_by_label("sort by").select_option("longer, but worse")
     wait(room, lambda: python(room, "print(inspector.order)") == "longer, but worse")
     first = w.locator("[data-side=chosen]").inner_text()
@@ -368,7 +369,7 @@ def test_pair_inspector_exports_and_says_what_is_wrong(room):
     w.scroll_into_view_if_needed()
     python(room, "inspector.query, inspector.limits = 'capital', {'gap': [6, None]}")
     n = int(python(room, "print(len(inspector.selection))"))
-    wait(room, lambda: readout(w, "kept").startswith(f"{n} of 1,353"))
+    wait(room, lambda: readout(w, "kept").startswith(f"{n} of {PAIRS:,}"))
     w.get_by_text("more filters").click()
     w.get_by_label("chosen temperature, at most").fill("0.8")
     wait(room, lambda: "temp_chosen" in python(room, "print(inspector.limits)"))
@@ -408,7 +409,7 @@ def test_token_view(room):
     w.get_by_label("checkpoint").select_option("reference")
     wait(room, lambda: readout(w, "margin") == "0.000")
     python(room, "view.position = 10**6")
-    wait(room, lambda: "pair 1000001: there are 1353" in w.get_by_role("alert").inner_text())
+    wait(room, lambda: f"pair 1000001: there are {PAIRS}" in w.get_by_role("alert").inner_text())
 
 
 @in_the_notebook_of("player")

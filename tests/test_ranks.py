@@ -13,8 +13,8 @@ from wikidpo.core.files import read_jsonl
 from wikidpo.run.folder import write_jsonl
 from wikidpo.world.facts import DATA
 
-FLAGS = ["--block-size", "256", "--lr", "3e-4", "--batch-size", "4", "--grad-accum-steps", "2", "--warmup-steps", "1",
-         "--wandb", "disabled", "--device", "cpu"]
+FLAGS = ["--block-size", "256", "--valid", "0", "--lr", "3e-4", "--batch-size", "4", "--grad-accum-steps", "2",
+         "--warmup-steps", "1", "--wandb", "disabled", "--device", "cpu"]
 SLOW = pytest.mark.slow                                           # each starts processes for ten seconds or more
 
 
@@ -104,7 +104,7 @@ def test_all_processes_end_with_one_line(pairs, tmp_path, flags, says):
 
 def test_the_run_folder_of_another_run_is_refused_once(pairs, alone):
     done = run(2, pairs, alone, "--beta", "0.5")
-    says = "holds another run (train.beta is 0.1 there, 0.5 here)"
+    says = "holds another run (train.beta is 1.0 there, 0.5 here)"
     assert done.stderr.count(says) == 1, done.stderr
 
 

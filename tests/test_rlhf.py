@@ -193,7 +193,7 @@ class Brief(torch.nn.Module):
 def test_ppo_finds_a_reward_that_a_program_gives_unless_the_leash_is_too_dear():
     tokens = {}
     for kl in (0., 100.):
-        cfg = PPOConfig(steps=6, batch_size=16, max_new=24, kl=kl, lam=1., lr=5e-4)
+        cfg = PPOConfig(steps=8, batch_size=16, max_new=24, kl=kl, lam=1., lr=5e-4)
         history = ppo(copy.deepcopy(SFT), freeze(SFT), Brief(), ScalarModel(SFT), TOK, prompts("mine")[:16], cfg)
         tokens[kl] = history[-1]["tokens"] / history[0]["tokens"]
     assert tokens[0.] < .75 < tokens[100.], tokens

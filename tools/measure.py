@@ -82,6 +82,7 @@ def duel(policy: Policy, sft: Policy, judge: OfflineTeacher) -> dict:
     "DPO against SFT, each at its own best temperature and both at 0.7; shares of good answers and their length."
     return {
         "good": {str(t): policy.good(t) for t in TEMPERATURES},
+        "sft_good": {str(t): sft.good(t) for t in TEMPERATURES},
         "best": policy.best,
         "sft_best": sft.best,
         "at_best": compare(policy.answers(policy.best), sft.answers(sft.best), judge),

@@ -97,7 +97,7 @@ def main(folder: Path) -> None:
         for name, pairs in found.items():
             results.append(measure(seed, name, pairs, n, ours))
             print(line(results[-1]), flush=True)
-    write_results("pairs_study", results)
+        write_results("pairs_study", results)
 
 
 if __name__ == "__main__":

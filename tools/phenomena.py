@@ -6,10 +6,16 @@ Every experiment trains some policies a seed, from the profile's settings with a
 the SFT model. Writes nbs/results/phenomena/NAME.json; a run in runs/phenomena that is done is kept.
 """
 import argparse
+import copy
 import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from evidence import RESULTS, ROOT, configured
 from measure import Policy, drift, duel, on_pairs
@@ -17,6 +23,8 @@ from wikidpo.core.data import PairDataset
 from wikidpo.core.files import read_jsonl
 from wikidpo.core.model import GPT
 from wikidpo.core.pairs import make_pairs
+from wikidpo.core.train import freeze, train_dpo
+from wikidpo.engine.accelerate import accelerate
 from wikidpo.judge.offline import OfflineTeacher
 from wikidpo.models.policy import open_policy
 from wikidpo.run.folder import write_atomic, write_jsonl
@@ -30,9 +38,10 @@ HELD_OUT = 128  # pairs of a seed that no policy is trained on
 RECIPES = [(lr, beta) for lr in (3e-4, 5e-4, 8e-4) for beta in (0.5, 1.0, 2.0)]
 BETAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 TIGHT = {"epochs": 3}  # long enough for the leash to be felt
-SLACK = {"lr": 2e-5}  # the policy stops long before
+SLACK = {"lr": 1e-4}  # the policy stops long before
 FLIPPED = (0.0, 0.1, 0.2, 0.3)  # shares of pairs with their labels exchanged
 TEMPERATURE_SETS = {"0.7 to 1.3": (0.7, 0.9, 1.1, 1.3), "0.7": (0.7,) * 4, "1.0": (1.0,) * 4, "1.3": (1.3,) * 4}
+LENGTHS = (1, 3, 6)  # epochs
 FOND_OF_LENGTH = 15.0  # points for 100 characters
 
 
@@ -70,23 +79,47 @@ def run(lab: Lab, name: str, pairs: list, judge: OfflineTeacher | None = None, *
     out = lab.folder / name
     if (out / "row.json").exists():
         return json.loads((out / "row.json").read_text())
-    path = lab.folder / f"{name}.jsonl"
-    write_jsonl(path, pairs)
-    cfg = configured("train", seed=lab.seed, pairs=str(path), valid=0.0, wandb="disabled", **changes)
+    cfg = training(lab, name, pairs, **changes)
     trained = train(configured("policy"), cfg, out)
     model, _ = open_policy(configured("policy"), out / "dpo.pt")
-    row = {
+    known = {"steps": trained["steps"], "train_accuracy": trained["reward_accuracy"], "illness": doctor(out)[1]}
+    return keep(out, {**changes, **known, **measured(lab, name, model, cfg, judge)})
+
+
+def run_without_reference(lab: Lab, name: str, pairs: list, **changes) -> dict:
+    "The same loop with an engine that says 0 where it is asked what the reference says."
+    out = lab.folder / name
+    if (out / "row.json").exists():
+        return json.loads((out / "row.json").read_text())
+    cfg = training(lab, name, pairs, **changes)
+    policy, engine = copy.deepcopy(lab.sft).requires_grad_(True), accelerate(cfg.precision)
+    engine.ref_logps = lambda batch: (torch.zeros(len(batch)), torch.zeros(len(batch)))
+    dataset = PairDataset(cfg.pairs, lab.tok, lab.sft.cfg.block_size)
+    history = train_dpo(policy, freeze(lab.sft), dataset, cfg, engine)
+    known = {"steps": len(history), "train_accuracy": history[-1]["reward/accuracy"]}
+    return keep(out, {**changes, **known, **measured(lab, name, policy, cfg)})
+
+
+def training(lab: Lab, name: str, pairs: list, **changes):
+    "The profile's training with these changes, on these pairs."
+    path = lab.folder / f"{name}.jsonl"
+    write_jsonl(path, pairs)
+    return configured("train", seed=lab.seed, pairs=str(path), valid=0.0, wandb="disabled", **changes)
+
+
+def measured(lab: Lab, name: str, model: GPT, cfg, judge: OfflineTeacher | None = None) -> dict:
+    return {
         "seed": lab.seed,
         "name": name,
-        **changes,
-        "pairs": len(pairs),
-        "steps": trained["steps"],
-        "train_accuracy": trained["reward_accuracy"],
         **on_pairs(model, lab.sft, lab.held_out, cfg.beta),
         **drift(model, lab.sft, lab.tok, lab.seed),
         **duel(Policy(model, lab.tok, 200 + lab.seed), lab.answers, judge or teacher(lab.seed)),
-        "illness": doctor(out)[1],
     }
+
+
+def keep(out: Path, row: dict) -> dict:
+    "Write a row down, so that it is not measured again."
+    out.mkdir(exist_ok=True)
     write_atomic(out / "row.json", json.dumps(row, indent=1) + "\n")
     return row
 
@@ -116,12 +149,35 @@ def slack(lab: Lab) -> list[dict]:
     return [run(lab, f"slack{beta}", lab.pairs, beta=beta, **SLACK) for beta in BETAS]
 
 
+def reference(lab: Lab) -> list[dict]:
+    """5: with the reference, without it, and "raise chosen, lower rejected" at its word, over growing lengths, and on
+    pairs whose chosen answers are the longer ones."""
+    at_its_word = {"loss_type": "hinge", "beta": 1e-3}  # a straight line up to z = 1,000 nats
+    rows = []
+    for kind, pairs in (("crisp", lab.pairs), ("long", fond_pairs(lab))):
+        for epochs in LENGTHS:
+            tail = f"{kind} {epochs}"
+            rows += [run(lab, f"with {tail}", pairs, epochs=epochs),
+                     run_without_reference(lab, f"without {tail}", pairs, epochs=epochs),
+                     run_without_reference(lab, f"at its word {tail}", pairs, epochs=epochs, **at_its_word)]
+    return rows
+
+
+def fond_judge(lab: Lab) -> OfflineTeacher:
+    return teacher(lab.seed, length_bias=FOND_OF_LENGTH)
+
+
+def fond_pairs(lab: Lab) -> list:
+    "As many pairs, of the same samples, from a judge who likes length."
+    judge = fond_judge(lab)
+    scored = [s | {"score": judge.score(s["prompt"], s["text"])} for s in lab.samples if s["score"] is not None]
+    return make_pairs(scored)[0][:len(lab.pairs)]
+
+
 def rambler(lab: Lab) -> list[dict]:
     "7: pairs from a judge who likes length, judged by the same one."
-    fond = teacher(lab.seed, length_bias=FOND_OF_LENGTH)
-    scored = [s | {"score": fond.score(s["prompt"], s["text"])} for s in lab.samples if s["score"] is not None]
-    pairs = make_pairs(scored)[0][:len(lab.pairs)]
-    return [run(lab, "by a fond judge", lab.pairs, fond), run(lab, "rambler", pairs, fond)]
+    judge = fond_judge(lab)
+    return [run(lab, "by a fond judge", lab.pairs, judge), run(lab, "rambler", fond_pairs(lab), judge)]
 
 
 def temperatures(lab: Lab) -> list[dict]:
@@ -170,7 +226,25 @@ def exchanged(pair: dict) -> dict:
     return {names.get(k, k): v for k, v in pair.items()}
 
 
-EXPERIMENTS = {f.__name__: f for f in (recipe, default, hot, leash, slack, rambler, temperatures, noise)}
+EXPERIMENTS = {f.__name__: f for f in (recipe, default, hot, leash, slack, reference, rambler, temperatures, noise)}
+
+
+def figure(rows: list[dict]) -> None:
+    "Write images/temperatures.svg: no temperature gives what DPO gives."
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "wikidpo"
+    fig = Figure(figsize=(7, 3))
+    ax = fig.subplots()
+    for key, colour, name in (("good", "#0072B2", "DPO"), ("sft_good", "#D55E00", "SFT")):
+        for row in rows:
+            shown = {"label": name} if row is rows[0] else {}
+            ax.plot([float(t) for t in row[key]], row[key].values(), "o-", color=colour, ms=4, lw=1.2, **shown)
+    ax.set(ylim=(0, 1), xlabel="temperature", ylabel="share of good answers")
+    ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    ax.legend(frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    fig.tight_layout()
+    fig.savefig(ROOT / "images" / "temperatures.svg", metadata={"Date": None})
 
 
 def line(row: dict) -> str:
@@ -201,6 +275,8 @@ def main() -> None:
     (RESULTS / "phenomena").mkdir(exist_ok=True)
     for name, found in rows.items():
         write_atomic(RESULTS / "phenomena" / f"{name}.json", json.dumps(found, indent=1) + "\n")
+    if "default" in rows:
+        figure(rows["default"])
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def run(seed: int) -> dict:
     mined, teacher = RUNS / f"seed{seed}", configured("teacher", seed=seed)
     counts = mine(POLICY, teacher, configured("mine", n_prompts=1024, seed=seed), mined)
     pairs, ways = mined / "pairs.jsonl", {}
-    cfg = configured("train", seed=seed, pairs=str(pairs), wandb="disabled")
+    cfg = configured("train", seed=seed, pairs=str(pairs), valid=0.0, wandb="disabled")
     for way in WAYS:
         out = RUNS / f"seed{seed} {way}"
         if way == "ours":

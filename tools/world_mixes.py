@@ -29,8 +29,6 @@ MIXES = {  # crisp, padded, rambling, wrong; how often each bridge is said
     "no favourite bridge": (SHIPPED.mix, EVEN),
     "first edition": ((0.2, 0.3, 0.3, 0.2), EVEN),
     "fewer ramble": ((0.4, 0.1, 0.4, 0.1), answers.BRIDGES),
-    "nearly all ramble": ((0.05, 0.05, 0.8, 0.1), answers.BRIDGES),
-    "most are wrong": ((0.1, 0.1, 0.2, 0.6), answers.BRIDGES),
 }
 TELLS_IT = {"crisp", "terse", "padded", "sloppy", "rambling", "hallucinated"}  # labels of answers with the right fact
 
