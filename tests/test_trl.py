@@ -32,7 +32,7 @@ def tmp(tmp_path_factory):
     out = tmp_path_factory.mktemp("trl")
     rows = read_jsonl(DATA/"pairs.jsonl")[:STEPS * 8]
     for r in rows[::5]:
-        start = r["rejected_tokens"][:7]
+        start = r["rejected_tokens"][:5]
         r |= {"rejected_tokens": start, "rejected": TOK.decode(start), "rejected_finished": False}
     write_jsonl(out/"pairs.jsonl", rows)
     torch.manual_seed(0)
