@@ -71,7 +71,7 @@ def measure(seed: int, name: str, pairs: list[dict], n: int, folder: Path) -> di
         "of": len(pairs),
         "trained_on": n,
         "margin": trained["reward_margin"],
-        "accuracy": trained["reward_accuracy"],
+        "accuracy": trained["valid_accuracy"],  # of pairs that were held out; the last steps have too few
         "chosen": trained["reward_chosen"],
         **phrasing(read_jsonl(out / "verdicts.jsonl")),
         **{k: judged[k] for k in (*JUDGED, "chars_a", "chars_b")},
