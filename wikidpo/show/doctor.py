@@ -155,8 +155,10 @@ def learnt_too_easily(e:Evidence)->str:
 # %% ../../nbs/lessons/07_reading_the_run.ipynb #07d0c716
 def loss_glides_down(e:Evidence)->Sign:
     "The loss falls, and does not fall far: a pair with a small margin still costs nearly ln 2"
-    loss = e.end["loss"]
-    flat = loss > .993 * e.equal_loss
+    loss, losses = e.end["loss"], e.metrics["loss"]
+    steps = losses[-max(1, len(losses)//5):]
+    noise = statistics.stdev(steps) / len(steps)**.5 if len(steps) > 1 else 0. # of the mean, nats
+    flat = loss - 2 * noise > .993 * e.equal_loss
     why_flat = wrong_pairs_or_policy(e) or learnt_nothing(e)
     return Sign("the loss glides down, and not to 0", not flat and loss > .1 * e.equal_loss,
                 f"{loss:.4f} at the end", why_flat if flat else learnt_too_easily(e))
