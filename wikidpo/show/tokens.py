@@ -46,7 +46,7 @@ def draw_token_rewards(ax, tokens, rewards, title, color):
     style_axes(ax, f"{title}: bars are tokens, the line is their running sum, {sum(rewards):+.3f} in the end")
     labels = [token.strip() or "␣" for token in tokens]
     ax.set_xticks(range(len(tokens)), labels, rotation=60, ha="right", fontsize=7, parse_math=False)
-    ax.set(xlabel="", ylabel="reward (nats)")
+    ax.set(xlabel="", ylabel="reward")
 
 # %% ../../nbs/show/tokens.ipynb #f4b34d1c
 # style: one widget, a few lines a method
