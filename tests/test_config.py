@@ -48,7 +48,8 @@ def test_a_run_trains_with_all_that_the_loop_needs():
     loop = {f.name for f in fields(TrainConfig)}
     run = {f.name for f in fields(config.RunTrainConfig)}
     assert loop < run
-    assert run - loop == {"pairs", "reference", "save_every", "watch", "shard", "precision", "wandb", "project"}
+    around = {"pairs", "valid", "watch", "reference", "save_every", "shard", "precision", "wandb", "project"}
+    assert run - loop == around
 
 def test_a_folder_is_claimed_once(tmp_path, capsys):
     out = tmp_path/"run"
