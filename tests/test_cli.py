@@ -166,9 +166,10 @@ def test_the_installed_command_fails_in_one_line(tmp_path):
     assert done.returncode == 2 and done.stderr.strip() == "error: none.pt: no such checkpoint"
 
 
-def test_train_writes_a_whole_run(tmp_path):
+def test_train_writes_a_whole_run(tmp_path, pairs):
     run = tmp_path/"run"
-    main(["train", "--pairs", str(DATA/"pairs.jsonl"), "--out", str(run), "--wandb", "offline", "--epochs", "1",
+    some = pairs(*read_jsonl(DATA/"pairs.jsonl")[:256])
+    main(["train", "--pairs", str(some), "--out", str(run), "--wandb", "offline", "--epochs", "1",
           "--batch-size", "32", "--grad-accum-steps", "4"])
     logged = ["step", "loss", "reward/chosen", "reward/rejected", "reward/margin", "reward/accuracy", "lr", "grad_norm"]
     metrics = read_jsonl(run/"metrics.jsonl", logged)

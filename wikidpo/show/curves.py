@@ -37,7 +37,8 @@ CHOSEN_AND_REJECTED = {"reward/chosen": ("chosen", BLUE), "reward/rejected": ("r
 PANELS = [Panel("loss", {"loss": ("loss", BLUE), "valid/loss": HELD_OUT}, (math.log(2), "ln 2")),
           Panel("implicit reward", CHOSEN_AND_REJECTED, (0, "reference")),
           Panel("reward margin", {"reward/margin": ("margin", BLUE), "valid/margin": HELD_OUT}, (0, "no preference")),
-          Panel("accuracy", {"reward/accuracy": ("accuracy", BLUE), "valid/accuracy": HELD_OUT}, (.5, "guessing")),
+          Panel("reward accuracy", {"reward/accuracy": ("accuracy", BLUE), "valid/accuracy": HELD_OUT},
+                (.5, "guessing")),
           Panel("gradient norm", {"grad_norm": ("gradient norm", BLUE)}, (1, "clipped above")),
           Panel("learning rate", {"lr": ("learning rate", BLUE)})]
 
