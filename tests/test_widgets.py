@@ -143,7 +143,7 @@ def test_marking_loses_no_character(a, b):
 def test_player_reads_a_run_folder(run):
     w = RunPlayer(run)
     assert w.steps == list(range(1, 121)) and w.margin_steps == [0, 40, 80, 120] and w.z.shape == (4, 15)
-    assert {p["title"] for p in w.run["panels"]} >= {"loss", "accuracy"} and w.run["beta"] == .1
+    assert {p["title"] for p in w.run["panels"]} >= {"loss", "reward accuracy"} and w.run["beta"] == .1
     json.dumps(w.run, allow_nan=False)
     browser(w, step=77)
     assert w.step == 77
