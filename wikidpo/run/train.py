@@ -134,7 +134,7 @@ def logging_to(cfg, out, config, steps):
 
 # %% ../../nbs/run/train.ipynb #aa093ec5
 def summarise(history:list)->dict:
-    "First and last loss, the rewards (means over the last tenth of the steps), and what was last said of held-out pairs"
+    "First and last loss, the rewards (means over the last tenth of the steps), and the held-out pairs at the end"
     tail = history[-max(1, len(history) // 10):]
     def mean(name): return sum(metrics[name] for metrics in tail) / len(tail)
     held_out = {name.replace("/", "_"): value for name, value in history[-1].items() if name.startswith("valid/")}
