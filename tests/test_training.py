@@ -18,7 +18,7 @@ from wikidpo.core.train import PlainEngine, freeze, lr_at
 from wikidpo.models.checkpoints import load_checkpoint
 from wikidpo.run.config import PolicyConfig, RunTrainConfig
 from wikidpo.run.folder import write_jsonl
-from wikidpo.run.train import train
+from wikidpo.run.train import hold_out, train
 from wikidpo.world.facts import DATA
 
 POLICY = PolicyConfig(str(DATA/"model.safetensors"), str(DATA/"tokenizer.json"), device="cpu")
@@ -269,10 +269,15 @@ def by_definition_margins(policy, rows):
         return torch.tensor([log_ratio(p, c) - log_ratio(p, r) for p, c, r in rows], dtype=torch.double)
 
 
-def test_what_is_held_out_is_measured_a_dozen_times(files):
+def test_what_is_held_out_is_measured_at_every_twelfth_of_a_run_and_at_its_end(files):
     metrics_of(files, "dozen", valid=.25, batch_size=1, grad_accum_steps=1)
     rows = read_jsonl(files/"dozen"/"metrics.jsonl")
     assert [row["step"] for row in rows if "valid/loss" in row] == [*range(2, 33, 2), 33]
+
+
+def test_nothing_is_held_out_where_nobody_can_measure_it(data):
+    assert hold_out(data, replace(BASE, valid=.25, shard=True)) == (data, None)
+    assert [len(part) for part in hold_out(data, replace(BASE, valid=.25))] == [33, 11]
 
 
 def test_a_run_that_explodes_leaves_no_checkpoint(tmp_path):

@@ -8,6 +8,7 @@ __all__ = ['PairDataset', 'pad_right', 'PairBatch', 'collate']
 # %% ../../nbs/core/data.ipynb #15639a0b
 import copy, hashlib, json
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.utils.data import Dataset
@@ -30,7 +31,7 @@ class PairDataset(Dataset):
         if not self.pairs: raise UserError(f"{path}: holds no pairs")
         self.rows = [self._encode(pair) for pair in self.pairs]
 
-    @property
+    @cached_property
     def digest(self):
         "A hash of the pairs and the tokenizer"
         content = json.dumps([self.block_size, self.rows, self.tok.to_str()])
@@ -42,6 +43,7 @@ class PairDataset(Dataset):
 
     def _part(self, which): # slice
         part = copy.copy(self)
+        part.__dict__.pop("digest", None)                             # it has other pairs
         part.pairs, part.rows = self.pairs[which], self.rows[which]
         return part
 

@@ -102,7 +102,8 @@ def make_client(url:str="offline", # "offline", or the base URL of an OpenAI-com
                )->openai.OpenAI:
     "A client for the teacher; raises `UserError` for a URL that is none"
     key, base = _checked_key(api_key), _checked_url(url)
-    if url == "offline": http = httpx2.Client(transport=InProcess(offline_app(**habits)))
+    offline = InProcess(offline_app(**habits)) # knows the names of the habits, whoever is asked
+    if url == "offline": http = httpx2.Client(transport=offline)
     else: http = _Http(trust_env=base.host not in ("localhost", "127.0.0.1"))
     return openai.OpenAI(
         base_url=base.copy_with(query=None, fragment=None), default_query=dict(base.params), api_key=key,

@@ -43,8 +43,8 @@ class OfflineTeacher:
     "A judge that knows MiniWiki's facts and errs by a known amount; the same question gets the same reply"
     def __init__(self, noise:float=2.25, # standard deviation of its reading of one answer, in points
                  position_bias:float=1., # points added to the answer that is shown first
-                 length_bias:float=0., # points added for every 100 characters of an answer
                  seed:int=0, # of its noise
+                 length_bias:float=0., # points added for every 100 characters of an answer
                 ):
         self.noise, self.seed = noise, seed
         self.position_bias, self.length_bias = position_bias, length_bias

@@ -122,8 +122,8 @@ class RunTrainConfig(TrainConfig):
     save_every:int=25 # steps between saved states, from which the same command goes on
     # pairs whose margins are written down a dozen times during the run, for the run player; 0: none
     watch:int=32
-    # share of the pairs, the last ones of the file, that is not trained on but measured a dozen times: valid/loss,
-    # valid/accuracy and valid/margin; 0: none
+    # share of the pairs, the last ones of the file, that is not trained on but measured about a dozen times:
+    # valid/loss, valid/accuracy and valid/margin; 0, or with --shard: none
     valid:float=0.0
     # under torchrun: cut weights and optimizer state over the processes (FSDP2) instead of copying them (DDP)
     shard:bool=False

@@ -31,7 +31,7 @@ from .profiles import claim
 
 # %% ../../nbs/run/train.ipynb #93ef007e
 class Watched:
-    "Some pairs whose margins are known a dozen times in a run"
+    "Some pairs whose margins are asked for about a dozen times in a run"
     def __init__(self, cfg, scoring, dataset, pairs, steps): # their numbers in the dataset; steps of the whole run
         self.scoring, self.dataset = scoring, dataset
         self.pairs, self.steps = list(pairs), steps
@@ -134,7 +134,7 @@ def logging_to(cfg, out, config, steps):
 
 # %% ../../nbs/run/train.ipynb #aa093ec5
 def summarise(history:list)->dict:
-    "First and last loss, and the rewards at the end: means over the last tenth of the steps; what was held out, last"
+    "First and last loss, the rewards (means over the last tenth of the steps), and the held-out pairs at the end"
     tail = history[-max(1, len(history) // 10):]
     def mean(name): return sum(metrics[name] for metrics in tail) / len(tail)
     held_out = {name.replace("/", "_"): value for name, value in history[-1].items() if name.startswith("valid/")}
@@ -145,12 +145,12 @@ def summarise(history:list)->dict:
 # %% ../../nbs/run/train.ipynb #train-watchers
 def hold_out(dataset, cfg)->tuple: # PairDataset, RunTrainConfig
     "(pairs to train on, pairs that are held out or None)"
-    n = int(cfg.valid * len(dataset))
+    n = 0 if cfg.shard else int(cfg.valid * len(dataset))
     return dataset.split(n) if n else (dataset, None)
 
 def watchers(cfg, out, model, ref, dataset, held_out, steps)->tuple:
-    "(what adds to the metrics of a step, what looks on): callbacks of one process; a shard cannot look alone"
-    if cfg.shard or rank() != 0: return [], []
+    "(what adds to the metrics of a step, what only looks on): callbacks of one process"
+    if cfg.shard or rank() != 0 or not (cfg.watch or held_out): return [], []
     scoring = Scoring(model, ref, training_parts(model, cfg.precision))
     def watched(pairs, of): return Watched(cfg, scoring, of, pairs, steps)
     validation = [Validation(cfg, watched(range(len(held_out)), held_out))] if held_out else []

@@ -26,7 +26,8 @@ function render({ model, el }) {
       area.inner.append(s("path", { class: "rule", d: `M${x0} ${area.y(rule)}h${W - 56}`, "stroke-dasharray": "2 3" }));
     }
     lines.forEach(({ values }, i) => {
-      const known = steps.map((_, k) => k).filter(k => values[k] !== null); // held-out pairs are measured now and then
+      // held-out pairs are measured now and then
+      const known = steps.map((_, k) => k).filter(k => values[k] !== null);
       const d = path(known.map(k => area.x(steps[k])), known.map(k => area.y(values[k])));
       area.inner.append(s("path", { class: `line ${i ? "red dashed" : "blue"}`, d }));
     });
