@@ -316,6 +316,8 @@ def test_beta_slider_and_python_agree(room): # style: one walk through a page
     before = readout(w, "beta")
     room.keyboard.press("ArrowRight")
     assert float(readout(w, "beta")) > float(before) and "pairs retired" in slider.get_attribute("aria-valuetext")
+    # what the arrow key said has arrived: it would undo what Python says next
+    wait(room, lambda: float(python(room, "print(slider.beta)")) == float(readout(w, "beta")) > float(before))
     python(room, "slider.beta = .2")
     wait(room, lambda: readout(w, "beta") == "0.2")
     shoot(room, w, "beta")
