@@ -198,6 +198,9 @@ def test_the_first_loss_of_other_losses(tmp_path, loss_type, first):
 def test_the_doctor_says_when_it_is_too_early_or_nothing_is_there(tmp_path):
     path = sick(tmp_path/"run", change=lambda rows: rows.__delitem__(slice(3, None)))
     assert "3 steps are too few" in doctor(path)[0] and doctor(path)[1] == ""
+    warming_up = sick(tmp_path/"warming_up", change=lambda rows: rows.__delitem__(slice(6, None)), warmup_steps=8,
+                      watched=watching(BY_TOKEN, 40.)) # the policy has moved, the log is a step behind
+    assert "6 steps are too few" in doctor(warming_up)[0] and doctor(warming_up)[1] == ""
     with pytest.raises(UserError, match="no metrics.jsonl yet"): doctor(make_run(tmp_path/"mined", ("mine",)))
     write_jsonl(path/"metrics.jsonl", [{"step": 1, "loss": .69}])
     with pytest.raises(UserError, match="'reward/margin' is missing or not a number"): doctor(path)

@@ -194,8 +194,8 @@ def signs(run:Run, # of a training
     The list is that of lesson 10 of the course that this package accompanies ("Reading the run");
     raises `UserError` if metrics.jsonl lacks a number."""
     evidence = gather_evidence(run)
-    steps = len(evidence.metrics["loss"])
-    if steps >= 5: return [check(evidence) for check in CHECKS]
+    steps, warm_up = len(evidence.metrics["loss"]), evidence.config.get("warmup_steps", 0)
+    if steps >= max(5, warm_up + 1): return [check(evidence) for check in CHECKS]
     too_few = Sign("the curves", None, f"{steps} steps are too few to judge")
     return [*(check(evidence) for check in START_CHECKS), too_few]
 
