@@ -27,6 +27,7 @@ TEST = prompts("eval")[:1000]
 CHOICE = prompts("eval")[1000:1500]  # on which the temperature is chosen
 GOOD = 6  # points by the truth, the filter `best` of mining
 MAX_NEW, TOP_K, BATCH = 64, 50, 256  # as the profile samples
+ALIKE = 10  # characters: answers that differ by no more are about equally long
 RETIRED = 0.025  # a pair begins with a weight of one half; below a twentieth of it, it has retired
 
 
@@ -70,12 +71,17 @@ def rate(wins: int, losses: int) -> dict:
 
 
 def compare(a: Sequence[str], b: Sequence[str], judge: OfflineTeacher) -> dict:
-    "Two lists of answers to TEST: the win rate of the first by the judge, in both orders, and by the truth."
+    """Two lists of answers to TEST: the win rate of the first by the judge, in both orders, and by the truth; and by
+    the judge where the two answers are about equally long."""
     rows = list(zip(TEST, a, b, strict=True))
     verdicts = [tally(judge.verdict(q, x, y), judge.verdict(q, y, x)) for q, x, y in rows]
+    alike = [v for v, (_, x, y) in zip(verdicts, rows) if abs(len(x) - len(y)) <= ALIKE]
     signs = [x - y for x, y in zip(truth(TEST, a), truth(TEST, b))]
-    by_truth = rate(sum(s > 0 for s in signs), sum(s < 0 for s in signs))
-    return {"judge": rate(verdicts.count("a"), verdicts.count("b")), "truth": by_truth}
+    return {
+        "judge": rate(verdicts.count("a"), verdicts.count("b")),
+        "truth": rate(sum(s > 0 for s in signs), sum(s < 0 for s in signs)),
+        "equal_length": rate(alike.count("a"), alike.count("b")),
+    }
 
 
 def duel(policy: Policy, sft: Policy, judge: OfflineTeacher) -> dict:

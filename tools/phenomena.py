@@ -110,12 +110,14 @@ def training(lab: Lab, name: str, pairs: list, **changes):
 
 
 def measured(lab: Lab, name: str, model: GPT, cfg, judge: OfflineTeacher | None = None) -> dict:
+    policy = Policy(model, lab.tok, 200 + lab.seed)
     return {
         "seed": lab.seed,
         "name": name,
         **on_pairs(model, lab.sft, lab.held_out, cfg.beta),
         **drift(model, lab.sft, lab.tok, lab.seed),
-        **duel(Policy(model, lab.tok, 200 + lab.seed), lab.answers, judge or teacher(lab.seed)),
+        **duel(policy, lab.answers, judge or teacher(lab.seed)),
+        "samples": policy.answers(0.7)[:3],
     }
 
 
