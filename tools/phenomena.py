@@ -36,7 +36,7 @@ from wikidpo.show.doctor import doctor
 RUNS = ROOT / "runs" / "phenomena"
 HELD_OUT = 128  # pairs of a seed that no policy is trained on
 
-RECIPES = [(lr, beta) for lr in (2e-4, 4e-4, 8e-4) for beta in (0.5, 1.0, 2.0)]
+RECIPES = [(lr, beta) for lr in (2e-4, 4e-4) for beta in (0.5, 1.0, 1.25, 2.0)] + [(8e-4, 1.25)]
 BETAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 TIGHT = {"epochs": 3}  # long enough for the leash to be felt
 SLACK = {"lr": 1e-4}  # the policy stops long before
