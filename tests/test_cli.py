@@ -116,7 +116,7 @@ def test_folder_that_holds_another_run(capsys, tmp_path, pairs):
     train = ["train", "--pairs", str(pairs(GOOD)), "--out", str(tmp_path/"run"), "--wandb", "disabled"]
     main(train)
     before = content()
-    assert "holds another run (train.beta is 1.0 there, 0.5 here)" in fails(capsys, *train, "--beta", "0.5")
+    assert "holds another run (train.beta is 1.25 there, 0.5 here)" in fails(capsys, *train, "--beta", "0.5")
     assert content() == before
     (tmp_path/"notes.txt").write_text("mine")
     assert "is no run folder" in fails(capsys, "mine", "--out", tmp_path)

@@ -104,7 +104,7 @@ def test_all_processes_end_with_one_line(pairs, tmp_path, flags, says):
 
 def test_the_run_folder_of_another_run_is_refused_once(pairs, alone):
     done = run(2, pairs, alone, "--beta", "0.5")
-    says = "holds another run (train.beta is 1.0 there, 0.5 here)"
+    says = "holds another run (train.beta is 1.25 there, 0.5 here)"
     assert done.stderr.count(says) == 1, done.stderr
 
 
