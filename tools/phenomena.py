@@ -37,12 +37,12 @@ RUNS = ROOT / "runs" / "phenomena"
 HELD_OUT = 128  # pairs of a seed that no policy is trained on
 
 RECIPES = [(lr, beta) for lr in (2e-4, 4e-4) for beta in (0.5, 1.0, 1.25, 2.0)] + [(8e-4, 1.25)]
-BETAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-TIGHT = {"epochs": 3}  # long enough for the leash to be felt
+BETAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+TIGHT = {"lr": 2e-4, "epochs": 3}  # long enough for the leash to be felt
 SLACK = {"lr": 1e-4}  # the policy stops long before
-FLIPPED = (0.0, 0.1, 0.2, 0.3)  # shares of pairs with their labels exchanged
-TEMPERATURE_SETS = {"0.7 to 1.3": (0.7, 0.9, 1.1, 1.3), "0.7": (0.7,) * 4, "1.0": (1.0,) * 4, "1.3": (1.3,) * 4}
-LENGTHS = (1, 2, 4)  # epochs
+FLIPPED = (0.0, 0.15, 0.3)  # shares of pairs with their labels exchanged
+TEMPERATURE_SETS = {"0.7 to 1.3": (0.7, 0.9, 1.1, 1.3), "0.7": (0.7,) * 4, "1.0": (1.0,) * 4}
+LENGTHS = (1, 4)  # epochs
 FOND_OF_LENGTH = 15.0  # points for 100 characters
 
 
@@ -165,11 +165,11 @@ def reference(lab: Lab) -> list[dict]:
 
 def held_and_not(lab: Lab, regime: str, pairs: list, **changes) -> list[dict]:
     "Three runs: with the reference, without it, and at its word."
-    half = pairs[::2]  # so that four epochs take minutes
+    some = pairs[::3]  # so that four epochs take a minute
     at_its_word = {"loss_type": "hinge", "beta": 1e-3}  # a straight line up to z = 1,000 nats
-    rows = [run(lab, f"with {regime}", half, **changes),
-            run_without_reference(lab, f"without {regime}", half, **changes),
-            run_without_reference(lab, f"at its word {regime}", half, **changes, **at_its_word)]
+    rows = [run(lab, f"with {regime}", some, **changes),
+            run_without_reference(lab, f"without {regime}", some, **changes),
+            run_without_reference(lab, f"at its word {regime}", some, **changes, **at_its_word)]
     methods = ("with", "without", "at its word")
     return [row | {"method": method, "regime": regime} for method, row in zip(methods, rows)]
 
@@ -238,7 +238,7 @@ def exchanged(pair: dict) -> dict:
 
 
 EXPERIMENTS = {f.__name__: f for f in (recipe, default, hot, leash, slack, reference, rambler, temperatures, noise)}
-SEEDS = {"default": 5, "hot": 5, "rambler": 5}  # three for the others, which take minutes a seed
+SEEDS = {"default": 5, "hot": 5}  # three for the others, which take minutes a seed
 
 
 def figure(rows: list[dict]) -> None:
