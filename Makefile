@@ -67,13 +67,13 @@ test-vllm: install teacher ## run the tests against a real vLLM, which serves Mi
 evidence: install ## measure the default run again: five seeds, and ten times the learning rate (about 7 minutes)
 	@$(BIN)/python tools/default_run.py
 
-evidence-trl: install ## measure the last table of lesson 09 again: our trainer and TRL's, five seeds (about 15 minutes)
+evidence-trl: install ## measure the last table of lesson 09 again: our trainer and TRL's, three seeds (about ten minutes)
 	@$(BIN)/python tools/trl_seeds.py
 
 evidence-rlhf: install ## measure the table of lesson 00 again: DPO and PPO on the same pairs (half an hour)
 	@$(BIN)/python tools/rlhf_run.py
 
-evidence-phenomena: install ## measure what the original lesson claims, claim by claim, five seeds (hours; ARGS="leash slack": some)
+evidence-phenomena: install ## measure what the original lesson claims, claim by claim, three to five seeds (two hours; ARGS="leash slack": some)
 	@$(BIN)/python tools/phenomena.py $(ARGS)
 
 evidence-world: install ## measure what other mixes of SFT answers would show (about ten minutes)

@@ -280,11 +280,15 @@ def test_evidence_is_configured_as_the_profile_says_with_what_is_changed():
 
 
 def test_the_better_answer_stands_first_in_a_pair_of_margins():
-    import margins
+    import world
 
-    scores = [(0, 3), (0, 7), (0, 3), (1, 5)]
-    samples = [{"prompt_id": i, "score": score} for i, score in scores]
-    assert margins.by_score(samples) == [(1, 0), (1, 2)]
+    found = [(0, 9, "Oslo."), (0, 3, "Oslo, by the way."), (0, 8, "Rome."), (1, 9, "Bern."), (1, 9, "Bonn."),
+             (2, 5, "Kiel."), (2, 1, "Riga.")]
+    samples = [{"prompt_id": i, "prompt": f"Question {i}?", "score": score, "text": text, "ids": [], "finished": True}
+               for i, score, text in found]
+    pairs = world.every_pair(samples, world.configured("mine"))
+    # 9 and 8 are too close, 9 and 9 equal, 5 is below the floor
+    assert [(p["chosen"], p["rejected"]) for p in pairs] == [("Oslo.", found[1][2]), ("Rome.", found[1][2])]
 
 
 def test_phrasing_counts_the_teachers_words_and_those_that_are_right():

@@ -1,10 +1,10 @@
-"""Ours and TRL's trainer on the same pairs, judged against SFT, for five seeds: the last table of lesson 09.
+"""Ours and TRL's trainer on the same pairs, judged against SFT, for three seeds: the last table of lesson 09.
 
     make evidence-trl
 
 Each seed mines 1,024 prompts, trains four times with the same numbers (ours; TRL on our token ids; TRL on
 conversations; TRL on pairs.jsonl as it is) and judges each against SFT on 1,000 prompts: about three minutes. Writes
-nbs/results/trl.json. Some seeds only: python tools/trl_seeds.py 3 4
+nbs/results/trl.json. Some seeds only: python tools/trl_seeds.py 1 2
 """
 import os
 import sys
@@ -113,4 +113,4 @@ def main(seeds: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list("01234"))
+    main(sys.argv[1:] or list("012"))
