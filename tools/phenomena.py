@@ -160,12 +160,6 @@ def reference(lab: Lab) -> list[dict]:
     return short + long
 
 
-def regimes(lab: Lab) -> list[dict]:
-    "5: the same at a hotter rate, and on pairs whose chosen answers are the longer ones."
-    hotter = held_and_not(lab, "hot 1", lab.pairs, epochs=1, lr=3 * configured("train").lr)
-    return hotter + held_and_not(lab, "long 2", fond_pairs(lab), epochs=2)
-
-
 def held_and_not(lab: Lab, regime: str, pairs: list, **changes) -> list[dict]:
     "Three runs: with the reference, without it, and at its word."
     some = pairs[::3]  # so that four epochs take a minute
@@ -240,8 +234,7 @@ def exchanged(pair: dict) -> dict:
     return {names.get(k, k): v for k, v in pair.items()}
 
 
-ALL = (recipe, default, hot, leash, slack, reference, regimes, rambler, temperatures, noise)
-EXPERIMENTS = {f.__name__: f for f in ALL}
+EXPERIMENTS = {f.__name__: f for f in (recipe, default, hot, leash, slack, reference, rambler, temperatures, noise)}
 SEEDS = {"default": 5, "hot": 5}  # three for the others, which take minutes a seed
 
 
