@@ -73,7 +73,7 @@ evidence-trl: install ## measure the last table of lesson 09 again: our trainer 
 evidence-rlhf: install ## measure the table of lesson 00 again: DPO and PPO on the same pairs (half an hour)
 	@$(BIN)/python tools/rlhf_run.py
 
-evidence-phenomena: install ## measure what the original lesson claims, claim by claim, three to five seeds (two hours; ARGS="leash slack": some)
+evidence-phenomena: install ## measure what the original lesson claims, claim by claim, three to five seeds (some hours; ARGS="leash slack": some)
 	@$(BIN)/python tools/phenomena.py $(ARGS)
 
 evidence-world: install ## measure what other mixes of SFT answers would show (about ten minutes)
