@@ -2,7 +2,7 @@
 
 const LOSSES = { dpo: "DPO", cdpo: "cDPO", ipo: "IPO", hinge: "hinge" };
 const [LEFT, WIDTH, CURVE] = [48, 660, 221]; // viewBox units, points of a curve
-const LOW = Math.log10(.01), HIGH = Math.log10(1);
+const LOW = Math.log10(.01), HIGH = Math.log10(10);
 
 function render({ model, el }) {
   const root = mount(model, el, "The loss and the leash: beta slider"), zs = floats(model.get("margins"));
