@@ -133,7 +133,7 @@ def own_model():
     return wide.eval()
 
 def test_expected_score_is_that_of_our_own_forward_pass(vllm, client, monkeypatch):
-    "Score and label mass from vLLM's probabilities, '10' being two tokens, against the policy's own float32 logits"
+    "Score and label mass from vLLM's probabilities, '10' being a token or two, against the policy's own float32 logits"
     model, tok = own_model(), load_tokenizer(DATA/"tokenizer.json")
     vocabulary = range(tok.get_vocab_size())
     # MiniWiki gives labels next to nothing; what it gives can be compared
@@ -149,7 +149,8 @@ def test_expected_score_is_that_of_our_own_forward_pass(vllm, client, monkeypatc
             if t in p: p[t] += v
         after = probabilities(ids + [tok.token_to_id("1")])
         zero, end = after[tok.token_to_id("0")], after[tok.token_to_id("<|end|>")]
-        p["1"], p["10"] = p["1"] * end / (zero + end), p["1"] * zero / (zero + end)
+        # "10" is a token after a space, and two tokens without one
+        p["1"], p["10"] = p["1"] * end / (zero + end), p["10"] + p["1"] * zero / (zero + end)
         mass = sum(p.values())
         r = ask_score(client, vllm.cfg.serve_model, x, text, Probe(True, True))
         assert abs(r.value - sum(int(s) * v for s, v in p.items()) / mass) < .01
@@ -233,9 +234,12 @@ def test_ctrl_c_in_mine_ends_its_requests_and_the_rest_follows(vllm, tmp_path):
     assert 8 < kept.count(b"\n") < 192
     again = command(*mine)
     out, err = again.communicate(timeout=120)
-    assert again.returncode == 2 and "48 ties" in err, err # to MiniWiki all answers are worth the same
+    assert again.returncode == 0, err
     rows = read_jsonl(samples)
     assert len(rows) == 192 and {r["score"] for r in rows} <= set(range(1, 11))
+    # MiniWiki is no judge, but not to every answer it gives the same score: there is something to pair
+    assert all(pair["score_chosen"] > pair["score_rejected"] for pair in read_jsonl(tmp_path/"run"/"pairs.jsonl"))
+    assert f"{len(read_jsonl(tmp_path/'run'/'pairs.jsonl'))} pairs" in out
     score = {(r["prompt_id"], r["k"]): r["score"] for r in rows}
     assert len(score) == 192
     assert all(score[r["prompt_id"], r["k"]] == r["score"] for r in map(json.loads, kept.splitlines()))
