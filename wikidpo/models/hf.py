@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CONFIG_NAMES', 'CONFIG_DEFAULTS', 'SUPPORTED', 'SCALING_FIELDS', 'KEPT_FILES', 'COURSE_TEMPLATE', 'CARD_FOLDER',
            'hf_names', 'to_hf', 'from_hf', 'to_hf_config', 'from_hf_config', 'widen', 'render_chat', 'freeze_chat',
-           'fetch_folder', 'read_json', 'read_weights', 'read_hf_chat', 'import_', 'model_card', 'tokenizer_files',
-           'export', 'trl_collator']
+           'fetch_folder', 'read_json', 'read_weights', 'chat_of_parts', 'read_folder', 'import_', 'model_card',
+           'tokenizer_files', 'export', 'trl_collator']
 
 # %% ../../nbs/models/hf.ipynb #726ec287
-import json, re
+import json, re, shutil
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ from ..core.files import UserError
 from ..core.model import GPT, GPTConfig
 from .adopt import build_gpt, error_line, load_policy
 from .checkpoints import save_checkpoint
+from .gguf import Parts, read_gguf
 from ..run.folder import write_atomic
 
 # %% ../../nbs/models/hf.ipynb #148a48b5
@@ -216,12 +217,17 @@ def fetch_folder(source)->Path: # a folder, or an id of the Hugging Face Hub: ow
         raise UserError(f"{source}: no such folder, and the Hugging Face Hub does not give it ({error_line(e, 120)}); "
                         "download it where you can, and give the folder") from None
 
+def _read_object(text, path):
+    "The object in a JSON text; raises `UserError` if it is broken"
+    try: return json.loads(text)
+    except ValueError as e: raise UserError(f"{path}: broken JSON ({e})") from None
+
 def read_json(path, default=None):
     "The object in a JSON file; raises `UserError` if it is missing (without a default) or broken"
     if default is not None and not path.is_file(): return default
-    try: return json.loads(path.read_text(encoding="utf-8"))
+    try: text = path.read_text(encoding="utf-8")
     except OSError: raise UserError(f"{path}: no such file") from None
-    except ValueError as e: raise UserError(f"{path}: broken JSON ({e})") from None
+    return _read_object(text, path)
 
 # %% ../../nbs/models/hf.ipynb #3b5334fe
 def read_weights(folder)->dict:
@@ -249,27 +255,26 @@ def _read_tokenizer(path):
     return tok
 
 # %% ../../nbs/models/hf.ipynb #dfbfea65
-def _read_template(folder, config):
-    "The chat template of a folder, as Jinja source; `config` is its tokenizer_config.json"
-    jinja = folder/"chat_template.jinja"
-    if jinja.is_file(): template = jinja.read_text(encoding="utf-8")
-    else: template = config.get("chat_template")
+def _template(files, config, path):
+    "The chat template, as Jinja source; `config` is tokenizer_config.json"
+    template = files.get("chat_template.jinja") or config.get("chat_template")
     if isinstance(template, list): template = {t["name"]: t["template"] for t in template}.get("default")
     if not template:
-        raise UserError(f"{folder}: its tokenizer has no chat template, so it is no model that converses; "
+        raise UserError(f"{path}: its tokenizer has no chat template, so it is no model that converses; "
                         "take the instruct version, or add chat_template.jinja")
     return template
 
-def read_hf_chat(folder)->tuple:
-    "(tokenizer, its frozen template) of a Hugging Face folder"
-    tok = _read_tokenizer(folder/"tokenizer.json")
-    config = read_json(folder/"tokenizer_config.json", {})
-    template = _read_template(folder, config)
+def chat_of_parts(parts, # `Parts`
+                  path)->Chat:
+    "The frozen template of a model's parts; raises `UserError` if there is none, or one that cannot be frozen"
+    def read(name): return _read_object(parts.files.get(name, "{}"), Path(path)/name)
+    config = read("tokenizer_config.json")
+    template = _template(parts.files, config, path)
     tokens = {}
-    for k, v in (read_json(folder/"special_tokens_map.json", {}) | config).items():
+    for k, v in (read("special_tokens_map.json") | config).items():
         if k.endswith("_token") and isinstance(v, (str, dict)): tokens[k] = v["content"] if isinstance(v, dict) else v
-    specials = [t.content for t in tok.get_added_tokens_decoder().values() if t.special and t.content]
-    return tok, freeze_chat(template, tokens, specials, folder)
+    specials = [t.content for t in parts.tokenizer.get_added_tokens_decoder().values() if t.special and t.content]
+    return freeze_chat(template, tokens, specials, path)
 
 # %% ../../nbs/models/hf.ipynb #4c1196d9
 def _empty_folder(out):
@@ -279,22 +284,38 @@ def _empty_folder(out):
         raise UserError(f"{out}: is not empty; choose another --out")
     return out
 
-def import_(source, # a folder with config.json and safetensors, or an id of the Hugging Face Hub
+def read_folder(folder)->Parts:
+    "The parts of a model in a Hugging Face folder; raises `UserError` naming what is missing"
+    config, tok = read_json(folder/"config.json"), _read_tokenizer(folder/"tokenizer.json")
+    files = {p.name: p.read_text(encoding="utf-8") for p in map(folder.joinpath, KEPT_FILES) if p.is_file()}
+    return Parts(config, read_weights(folder), tok, files)
+
+def _check_room(out, n_params):
+    "`UserError` if the disk cannot take the weights in float32"
+    at = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    needed, free = 4.2 * n_params, shutil.disk_usage(at).free
+    if free < needed: raise UserError(f"{out}: needs {needed/1e6:,.0f} MB, and the disk has {free/1e6:,.0f} MB left")
+
+# %% ../../nbs/models/hf.ipynb #hf-import
+def import_(source, # a folder with config.json and safetensors, a .gguf file, or an id of the Hugging Face Hub
             out, # folder for model.safetensors, tokenizer.json, chat.json; new or empty
            )->GPTConfig:
     "Bring a Llama-architecture checkpoint here; raises `UserError` naming what is missing or not supported"
-    out, folder = _empty_folder(out), fetch_folder(source)
-    cfg = from_hf_config(read_json(folder/"config.json"), folder/"config.json")
-    tok, chat = read_hf_chat(folder)
+    out = _empty_folder(out)
+    is_file = str(source).endswith(".gguf")
+    path = Path(source) if is_file else fetch_folder(source)
+    parts = read_gguf(path) if is_file else read_folder(path)
+    cfg = from_hf_config(parts.config, path if is_file else path/"config.json")
+    tok, chat = parts.tokenizer, chat_of_parts(parts, path)
     if max(tok.get_vocab().values()) >= cfg.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has {tok.get_vocab_size()} symbols, the model only {cfg.vocab_size}; "
+        raise UserError(f"{path}: the tokenizer has {tok.get_vocab_size()} symbols, the model only {cfg.vocab_size}; "
                         "they do not belong together")
-    model = build_gpt(cfg, from_hf(read_weights(folder), cfg, folder))
+    model = build_gpt(cfg, from_hf(parts.tensors, cfg, path))
+    _check_room(out, sum(p.numel() for p in model.parameters()))
     chat = asdict(replace(chat, vocab_size=cfg.vocab_size))
-    write_atomic(out/"tokenizer.json", tok.to_str(pretty=True))
-    write_atomic(out/"chat.json", json.dumps(chat, indent=1, ensure_ascii=False) + "\n")
-    for name in KEPT_FILES:
-        if (folder/name).is_file(): write_atomic(out/name, (folder/name).read_bytes())
+    files = {"tokenizer.json": tok.to_str(pretty=True),
+             "chat.json": json.dumps(chat, indent=1, ensure_ascii=False) + "\n", **parts.files}
+    for name, text in files.items(): write_atomic(out/name, text)
     save_checkpoint(out/"model.safetensors", model)
     return cfg
 
