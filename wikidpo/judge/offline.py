@@ -22,8 +22,7 @@ from starlette.routing import Route
 from ..core.files import UserError
 from .config import OFFLINE_MODEL
 from .prompts import SCORE_LABELS
-from ..world.facts import find_fact
-from ..world.grade import grade
+from ..world.grounded import has_truth, truth
 
 # %% ../../nbs/judge/offline.ipynb #3c1f2deb
 _BLOCK = re.compile(r"^(Instruction|Answer|Answer A|Answer B):\n(`{3,})\n(.*?)\n\2$", re.M | re.S)
@@ -55,9 +54,9 @@ class OfflineTeacher:
         return NormalDist().inv_cdf((int.from_bytes(h, "big") + .5) / 2**48)
 
     def read(self, instruction, answer, *context):
-        "The quality of an answer, in points: the truth, its taste, its mood; KeyError for no MiniWiki question"
+        "The quality of an answer, in points: the truth, its taste, its mood; KeyError for what has no truth"
         err = self._normal(instruction, answer) + self._normal(instruction, answer, context)
-        seen = grade(instruction, answer).score + self.length_bias * len(answer) / 100
+        seen = truth(instruction, answer).score + self.length_bias * len(answer) / 100
         return seen + self.noise * err / 2**.5
 
     def score(self, instruction, answer)->int:
@@ -126,9 +125,9 @@ def _read_question(ask):
     if blocks is None: raise HTTPException(422, "this is no judging prompt: the offline teacher answers only prompts "
                                                 "made from JUDGE_TMPL or PAIR_TMPL of wikidpo.judge.prompts")
     question, *answers = blocks.values()
-    if find_fact(question) is None:
-        raise HTTPException(422, f"no MiniWiki question: {question[:80]!r}. The offline teacher knows MiniWiki's "
-                                 "facts alone; for other prompts set teacher.url to a real judge")
+    if not has_truth(question):
+        raise HTTPException(422, f"no MiniWiki question: {question[:80]!r}, and no task about a text. The offline "
+                                 "teacher knows these alone; for other prompts set teacher.url to a real judge")
     return question, answers
 
 # %% ../../nbs/judge/offline.ipynb #040ca1fd
