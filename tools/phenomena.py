@@ -43,6 +43,7 @@ SLACK = {"lr": 1e-4}  # the policy stops long before
 FLIPPED = (0.15, 0.3)  # shares of pairs with their labels exchanged
 TEMPERATURE_SETS = {"0.7 to 1.3": (0.7, 0.9, 1.1, 1.3), "0.7": (0.7,) * 4, "1.0": (1.0,) * 4}
 LENGTHS = (1, 4)  # epochs
+HOTTER = 3  # times the profile's learning rate
 FOND_OF_LENGTH = 15.0  # points for 100 characters
 
 
@@ -94,12 +95,17 @@ def run_without_reference(lab: Lab, name: str, pairs: list, **changes) -> dict:
     if (out / "row.json").exists():
         return json.loads((out / "row.json").read_text())
     cfg = training(lab, name, pairs, **changes)
-    policy, engine = copy.deepcopy(lab.sft).requires_grad_(True), accelerate(cfg.precision)
-    engine.ref_logps = lambda batch: (torch.zeros(len(batch)), torch.zeros(len(batch)))
-    dataset = PairDataset(cfg.pairs, lab.tok, lab.sft.cfg.block_size)
-    history = train_dpo(policy, freeze(lab.sft), dataset, cfg, engine)
+    policy, history = train_without_reference(lab.sft, lab.tok, cfg)
     known = {"steps": len(history), "train_accuracy": history[-1]["reward/accuracy"]}
     return keep(out, {**changes, **known, **measured(lab, name, policy, cfg)})
+
+
+def train_without_reference(sft: GPT, tok, cfg) -> tuple[GPT, list[dict]]:
+    "A policy trained by the loop as it is, with an engine that knows no reference; the metrics of its steps."
+    policy, engine = copy.deepcopy(sft).requires_grad_(True), accelerate(cfg.precision)
+    engine.ref_logps = lambda batch: (torch.zeros(len(batch)), torch.zeros(len(batch)))
+    dataset = PairDataset(cfg.pairs, tok, sft.cfg.block_size)
+    return policy, train_dpo(policy, freeze(sft), dataset, cfg, engine)
 
 
 def training(lab: Lab, name: str, pairs: list, **changes):
@@ -170,6 +176,25 @@ def reference(lab: Lab) -> list[dict]:
     return rows
 
 
+def regimes(lab: Lab) -> list[dict]:
+    "5, where it might be otherwise: a hotter rate, and pairs whose chosen side is the longer one."
+    pairs, hotter = lab.pairs[::3], {"lr": HOTTER * configured("train").lr}
+    cases = {"hotter": (pairs, hotter), "longer": (longer_chosen(lab)[: len(pairs)], {})}
+    rows = []
+    for regime, (pairs, changes) in cases.items():
+        found = {
+            "with": run(lab, f"with {regime}", pairs, **changes),
+            "without": run_without_reference(lab, f"without {regime}", pairs, **changes),
+        }
+        rows += [row | {"method": method, "regime": regime} for method, row in found.items()]
+    return rows
+
+
+def longer_chosen(lab: Lab) -> list:
+    "The pairs of a judge who likes length whose chosen answer is the longer one."
+    return [p for p in fond_pairs(lab) if len(p["chosen_tokens"]) > len(p["rejected_tokens"])]
+
+
 def fond_judge(lab: Lab) -> OfflineTeacher:
     return teacher(lab.seed, length_bias=FOND_OF_LENGTH)
 
@@ -233,7 +258,8 @@ def exchanged(pair: dict) -> dict:
     return {names.get(k, k): v for k, v in pair.items()}
 
 
-EXPERIMENTS = {f.__name__: f for f in (recipe, default, hot, leash, slack, reference, rambler, temperatures, noise)}
+CLAIMS = (recipe, default, hot, leash, slack, reference, regimes, rambler, temperatures, noise)
+EXPERIMENTS = {f.__name__: f for f in CLAIMS}
 SEEDS = {"default": 5, "hot": 5}  # three for the others, which take minutes a seed
 
 

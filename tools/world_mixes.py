@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from evidence import PROFILE, configured, write_results
-from measure import CHOICE, TEMPERATURES, Policy, truth
+from measure import MINIWIKI, TEMPERATURES, Policy, truth
 from wikidpo.core.chat import load_tokenizer
 from wikidpo.core.pairs import make_pairs
 from wikidpo.engine.ragged import sample_unit
@@ -20,6 +20,8 @@ from wikidpo.world import answers, sft
 from wikidpo.world.config import SftConfig
 from wikidpo.world.facts import DATA, prompts
 from wikidpo.world.grade import grade
+
+CHOICE = MINIWIKI.choice
 
 STEPS, LR = 200, 1e-3
 EVEN = dict.fromkeys(answers.BRIDGES, 1 / len(answers.BRIDGES))

@@ -110,7 +110,8 @@ def _number(fact, split, rng):
 
 # %% ../../nbs/world/grounded.ipynb #gr-list
 def _list(fact, split, rng):
-    "All values of one kind that a passage names"
+    "All values of one kind that a passage names; a third of them, so that the hardest kind stays one of several"
+    if rng.random() > 1/3: return None
     more = _others(fact, split, rng, 2)
     wanted = [fact, *more]
     if len({f.value for f in wanted}) < 3 or any(is_symbol(f.value) or "," in f.value for f in wanted): return None
