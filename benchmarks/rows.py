@@ -12,6 +12,8 @@ TEMPS = (.7, .9, 1.1, 1.3)
 SHAPES = {
     "110M": GPTConfig(ffn_dim=2048),
     "124M": GPTConfig(),
+    "smollm2": GPTConfig(vocab_size=49152, block_size=2048, n_layer=30, n_head=9, n_kv_head=3, n_embd=576, ffn_dim=1536,
+                         rope_theta=1e5), # SmolLM2-135M's; rates do not depend on the weights
     "tiny": GPTConfig(vocab_size=2112, block_size=1024, n_layer=2, n_head=2, n_kv_head=None, n_embd=64, ffn_dim=128),
 }
 QUICK_COMMANDS = ("help", "train-help", "refused", "import")
@@ -38,6 +40,7 @@ class Sizes:
     "How much work a row is"
     model: str = "110M"
     gpu_model: str = "124M"
+    real_model: str = "smollm2"
     words: str = "110 M parameters"
     matrix: int = 2048
     prompts: int = 16
@@ -52,13 +55,14 @@ class Sizes:
 
 
 FULL = Sizes()
-QUICK = Sizes(model="tiny", gpu_model="tiny", words="a tiny model", matrix=64, prompts=2, new=8, mini_prompts=2,
+QUICK = Sizes(model="tiny", gpu_model="tiny", real_model="tiny", words="a tiny model", matrix=64, prompts=2, new=8, mini_prompts=2,
               mini_new=8, pairs=4, long=96, batch=2, accum=2, lesson=("--mine.n-prompts", "64", "--judge.n", "16"))
 
 
 def weights(cfg):
     "Those that a token is multiplied with"
-    return cfg.n_layer * (4 * cfg.n_embd**2 + 3 * cfg.n_embd * cfg.ffn_dim) + cfg.vocab_size * cfg.n_embd
+    attention = 2 * (cfg.n_head + cfg.n_kv_head) * cfg.head_dim * cfg.n_embd # q and the way out, k and v
+    return cfg.n_layer * (attention + 3 * cfg.n_embd * cfg.ffn_dim) + cfg.vocab_size * cfg.n_embd
 
 
 def flop(cfg, length, passes=1, context=None):
@@ -70,7 +74,7 @@ def flop(cfg, length, passes=1, context=None):
 def sampling_bytes(cfg, rows, k, prompt, new):
     """Read from memory for each token of `rows` responses, bf16: the weights, shared by all rows, the keys and values
     of its own response, and those of its prompt, shared by k rows."""
-    cached = 2 * cfg.n_layer * cfg.n_embd * (new / 2 + prompt / k)
+    cached = 2 * cfg.n_layer * cfg.n_kv_head * cfg.head_dim * (new / 2 + prompt / k)
     return 2 * (weights(cfg) / rows + cached)
 
 
@@ -140,6 +144,24 @@ def training(size):
     }
 
 
+def real(size):
+    "The work of the profile smollm2: short answers, short pairs"
+    cfg, n = SHAPES[size.real_model], size.pairs // 2
+    new, long = min(48, size.new), min(160, size.long)
+    token = flop(cfg, 1, context=PROMPT + new / 2)
+    pair = 2 * flop(cfg, long, 3)
+    return {
+        "sample-smollm2": Row(
+            what=f"{4 * size.prompts} responses of {new} tokens, SmolLM2-135M's shape, bf16", script="sample.py",
+            task=on("cpu") | drawing(size, size.real_model) | dict(max_new=new), who=("ours", "vllm", "huggingface"),
+            flop=token, least=token, bytes=sampling_bytes(cfg, 4 * size.prompts, 4, PROMPT, new)),
+        "train-smollm2": Row(
+            what=f"an optimizer step of DPO on {n} pairs of 2 × {long} tokens, SmolLM2-135M's shape, bf16",
+            script="train.py", task=on("cpu") | learning(size, size.real_model) | dict(pairs=n, long=long),
+            who=("ours", "trl"), unit="pairs/s", rounds=2, flop=pair, least=pair),
+    }
+
+
 def commands(size):
     "What a person waits for: the lesson, and an answer to a command"
     return {
@@ -189,5 +211,5 @@ def gpu_training(size):
 def table(quick=False):
     "All rows; quick: the same kinds of work, of a size for a test"
     size = QUICK if quick else FULL
-    cpu = yardsticks(size) | sampling(size) | training(size) | commands(size)
+    cpu = yardsticks(size) | sampling(size) | training(size) | real(size) | commands(size)
     return cpu | gpu_sampling(size) | gpu_training(size)

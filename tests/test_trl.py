@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 os.environ["TQDM_DISABLE"] = "1"
 import datasets
+from smol import gguf_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 from wikidpo.core.chat import end_id, load_tokenizer
@@ -15,12 +16,13 @@ from wikidpo.core.files import read_jsonl
 from wikidpo.core.logps import pair_logps
 from wikidpo.core.model import GPT, GPTConfig
 from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
-from wikidpo.models.hf import export, from_hf, trl_collator
+from wikidpo.models.hf import export, from_hf, import_, trl_collator
 from wikidpo.run.folder import write_jsonl
 from wikidpo.core.config import TrainConfig
 from wikidpo.core.train import accumulate, freeze, lr_at, PlainEngine, step_schedule, train_dpo
 from wikidpo.engine.accelerate import accelerate
-from wikidpo.world.facts import DATA
+from wikidpo.world.facts import DATA, statement
+from wikidpo.world.grounded import tasks
 
 TOK, STEPS = load_tokenizer(DATA/"tokenizer.json"), 20
 CFG = TrainConfig(lr=3e-4, batch_size=4, grad_accum_steps=2, warmup_steps=4, seed=3)
@@ -48,10 +50,10 @@ RECIPE = dict(
     gradient_accumulation_steps=CFG.grad_accum_steps, bf16=False, gradient_checkpointing=False, use_cpu=True,
     report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True)
 
-def trainer(tmp, order=None, model=None, optimizers=(None, None), **kw):
+def trainer(tmp, order=None, model=None, optimizers=(None, None), tok=TOK, **kw):
     "TRL with our recipe; with an order, on our token ids"
     rows = datasets.load_dataset("json", data_files=str(tmp/"pairs.jsonl"), split="train", cache_dir=str(tmp/"cache"))
-    collator = trl_collator(TOK) if order else None
+    collator = trl_collator(tok) if order else None
     if order:
         rows = rows.select(order)
         kw = dict(remove_unused_columns=False, train_sampling_strategy="sequential") | kw
@@ -141,3 +143,31 @@ def test_collator_tokenises_rows_without_ids(tmp):
     with_end = text | {k: row[k] + "<|end|>" for k in ("chosen", "rejected")}            # as TRL hands rows on
     def ids(r): return trl_collator(TOK)([r])["input_ids"]
     assert torch.equal(ids(row), ids(text)) and torch.equal(ids(text), ids(with_end))
+
+@pytest.mark.slow
+def test_a_real_model_over_20_steps(tmp_path):
+    "SmolLM2 on its own profile's kind of pairs: every logged number of both trainers, and the weights in the end"
+    folder, n = tmp_path/"smollm2", 2*STEPS
+    import_(gguf_file(), folder)
+    files = folder/"model.safetensors", folder/"tokenizer.json"
+    export(*files, tmp_path/"hf")
+    tok, some = load_tokenizer(files[1]), [t for t in tasks("mine") if t.kind == "question"][:n]
+    rows = [{"prompt": t.prompt, "chosen": statement(t.wanted[0]), "rejected": statement(t.others[0])} for t in some]
+    write_jsonl(tmp_path/"pairs.jsonl", [r | {"score_chosen": 9, "score_rejected": 2} for r in rows])
+    cfg = TrainConfig(lr=1e-5, batch_size=2, grad_accum_steps=1, warmup_steps=4, seed=3)
+    data, policy = PairDataset(tmp_path/"pairs.jsonl", tok, 256), load_checkpoint(files[0])
+    ours = train_dpo(policy, freeze(policy), data, cfg, accelerate("fp32"))
+    model = load(tmp_path)
+    opt = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(.9, .95), weight_decay=0.)
+    decay = torch.optim.lr_scheduler.LambdaLR(opt, partial(lr_at, steps=STEPS, warmup_steps=cfg.warmup_steps))
+    order = sum(step_schedule(len(data), cfg), [])
+    theirs = trainer(tmp_path, order, model, (opt, decay), tok=tok, beta=cfg.beta, learning_rate=cfg.lr,
+                     per_device_train_batch_size=2, gradient_accumulation_steps=1)
+    theirs.train()
+    logged = [h for h in theirs.state.log_history if "loss" in h]
+    assert len(ours) == len(logged) == STEPS and ours[-1]["loss"] < ours[0]["loss"]
+    names = {"loss": "loss", "reward/chosen": "rewards/chosen", "reward/rejected": "rewards/rejected"}
+    for a, b in zip(ours, logged):
+        for x, y in names.items(): assert abs(a[x] - b[y]) < 1e-3, (a["step"], x, a[x], b[y])
+    back = from_hf(theirs.model.state_dict(), policy.cfg, "TRL")
+    for k, w in policy.state_dict().items(): assert (w - back[k]).abs().max() < 1e-5, k
