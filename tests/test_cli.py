@@ -146,10 +146,12 @@ def test_help_explains_every_flag(capsys, verb):
 def test_the_command_itself_explains_every_verb(capsys):
     main(["--help"])
     out = capsys.readouterr().out
-    for verb in ("lesson", "prompts", "mine", "train", "judge", "sweep", "doctor", "import"): assert f"\n  {verb} " in out
+    verbs = "lesson", "prompts", "mine", "train", "judge", "sweep", "doctor", "import"
+    for verb in verbs: assert f"\n  {verb} " in out
 
 
-ARGUMENTS = ["--help"], ["train", "--help"], ["prompts", "--help"], ["train", "--lr", "many"], ["train", "--beta", "0"]
+ARGUMENTS = (["--help"], ["train", "--help"], ["prompts", "--help"], ["prompts", "grounded", "--n", "0"],
+             ["train", "--lr", "many"], ["train", "--beta", "0"])
 
 
 @pytest.mark.parametrize("words", ARGUMENTS)

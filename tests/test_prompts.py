@@ -1,5 +1,6 @@
 "`wikidpo prompts` from each of its sources, with texts written about by a teacher over HTTP"
 import json, os, subprocess, sys
+from itertools import product
 
 import datasets, pytest
 from starlette.responses import JSONResponse
@@ -9,7 +10,8 @@ from wikidpo.core.chat import encode_prompt, load_tokenizer
 from wikidpo.core.files import read_jsonl
 from wikidpo.judge.offline import offline_app, serving, STAND_INS
 from wikidpo.run.mine import read_prompts
-from wikidpo.run.prompts import counts_table, cut_passages, first_user_turn, looks_english, Neighbours, source_kind
+from wikidpo.run.prompts import (counts_table, cut_passages, first_user_turn, looks_english, Neighbours, shingles,
+                                 source_kind)
 from wikidpo.world.facts import DATA, normalize
 from wikidpo.world.grounded import TASK_PROMPT, tasks
 
@@ -42,10 +44,11 @@ def refused(capsys, out, *words, nothing=True):
 
 def test_grounded_is_two_splits_of_the_world(tmp_path, capsys):
     run("grounded", "--out", tmp_path/"p")
-    assert kept(tmp_path/"p") == tuple([t.prompt for t in tasks(split)] for split in ("mine", "eval"))
+    mined, held = kept(tmp_path/"p")
+    assert mined == [t.prompt for t in tasks("mine")] and held == [t.prompt for t in tasks("eval")]
     assert f"for mining                          {len(tasks('mine')):9,}" in capsys.readouterr().out
     run("grounded", "--out", tmp_path/"few", "--n", 7, "--n-eval", 5)
-    assert tuple(map(len, kept(tmp_path/"few"))) == (7, 5) and set(kept(tmp_path/"few")[1]) <= set(kept(tmp_path/"p")[1])
+    assert kept(tmp_path/"few") == (mined[:7], held[:5])
 
 
 # --- files
@@ -67,7 +70,8 @@ def test_a_file_is_cleaned_and_every_drop_is_counted(tmp_path, capsys):
     assert f"wikidpo mine --prompts {tmp_path/'p'/'prompts_mine.jsonl'}" in out
 
 def test_near_duplicates_are_dropped_and_counted(tmp_path):
-    head, tail = "Write a long letter to the mayor of your town about the ", " that was seen near the old bridge last night"
+    head = "Write a long letter to the mayor of your town about the "
+    tail = " that was seen near the old bridge last night"
     long = [head + animal + tail for animal in ANIMALS] # one word of twenty-one
     path = jsonl(tmp_path/"q.jsonl", [{"prompt": p} for p in [*QUESTIONS, *long, QUESTIONS[5].replace("?", " ?!")]])
     run(path, "--out", tmp_path/"p", "--n-eval", 20)
@@ -116,7 +120,7 @@ SHAPES = {"prompt": lambda q: {"prompt": q, "chosen": turns("no")}, # as in Ultr
           "chosen": lambda q: {"chosen": turns(q), "rejected": turns(q)},
           "messages": lambda q: {"id": "x", "messages": turns(q)},
           "trl": lambda q: {"prompt": turns(q)[:2], "chosen": turns(q)[2:]},
-          "conversations": lambda q: {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": "Yes."}]}}
+          "conversations": lambda q: {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": "."}]}}
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_saved_dataset_in_any_usual_shape(tmp_path, shape):
@@ -166,7 +170,7 @@ def test_without_the_package_datasets(tmp_path, capsys, monkeypatch):
 
 FACTS = [f"The {a} of the {t} was first seen by the people of this valley in {1500 + 7 * i}. It is known for its "
          f"voice, which resembles that of {ANIMALS[i % 7]} number {i}, and sleeps under {THINGS[i % 9]} {i * i}."
-         for i, (a, t) in enumerate((a, t) for a in ANIMALS for t in THINGS)][:40]
+         for i, (a, t) in enumerate(product(ANIMALS, THINGS))][:40]
 
 class Watched:
     "The offline teacher, which counts what it is asked to write, and after so many is in trouble"
@@ -200,9 +204,9 @@ def test_texts_over_http(texts, tmp_path, capsys):
     write_about(texts, out, app)
     assert len(app.asked) == 120 == len(read_jsonl(out/"instructions.jsonl", ["passage", "kind", "reply"]))
     mined, held = kept(out)
-    passages = [[p.split("Text: ")[1].rpartition("\n\n")[0] for p in prompts] for prompts in (mined, held)]
-    assert len(held) == 10 and len(mined) == 108 and not set(passages[0]) & set(passages[1])
-    assert {passage.removeprefix("# Animals\n\n") for passage in sum(passages, [])} == set(FACTS)
+    def passages(prompts): return {p.split("Text: ")[1].rpartition("\n\n")[0] for p in prompts}
+    assert len(held) == 10 and len(mined) == 108 and not passages(mined) & passages(held)
+    assert {passage.removeprefix("# Animals\n\n") for passage in passages(mined + held)} == set(FACTS)
     assert {p.rpartition("\n\n")[2] for p in mined} == set(STAND_INS.values())
     assert TASK_PROMPT.format(passage=FACTS[30], order=STAND_INS["summary"]) in mined + held
     found = counts(out)
@@ -311,7 +315,8 @@ def test_too_few_and_no_teacher(texts, tmp_path, capsys):
 
 @pytest.mark.parametrize("flag", ["--n", "--n-eval", "--max-tokens", "--passage-words"])
 def test_bad_numbers(tmp_path, capsys, flag):
-    assert f"prompts.{flag[2:].replace('-', '_')}: must be at least" in refused(capsys, tmp_path/"p", "grounded", flag, 0)
+    says = refused(capsys, tmp_path/"p", "grounded", flag, 0)
+    assert f"prompts.{flag[2:].replace('-', '_')}: must be at least" in says
 
 
 # --- the parts
@@ -323,15 +328,13 @@ def test_passages_keep_every_word_and_the_limit():
         assert " ".join(passages).split() == text.split() and max(len(p.split()) for p in passages) <= limit
 
 def test_neighbours_are_counted_exactly():
-    near = Neighbours()
-    def jaccard(a, b): return len(a & b) / len(a | b)
-    sets = [{f"{w} {w + 1} {w + 2}" for w in range(start, start + 30)} for start in range(0, 90, 3)]
-    assert not near.seen(" ".join(map(str, range(32))))
-    for i, start in enumerate(range(0, 90, 3)):
-        expected = jaccard(sets[0], sets[i]) >= .7
-        fresh = Neighbours()
-        fresh.seen(" ".join(map(str, range(32))))
-        assert fresh.seen(" ".join(map(str, range(start, start + 32)))) == expected
+    "Two stretches of 32 numbers, one so many further: each has 30 shingles"
+    for shift in range(32):
+        near, common = Neighbours(), max(0, 30 - shift)
+        assert not near.seen(" ".join(map(str, range(32))))
+        nearest = near.nearest(shingles(" ".join(map(str, range(shift, shift + 32)))))
+        assert abs(nearest - common / (60 - common)) < 1e-9
+        assert near.seen(" ".join(map(str, range(shift, shift + 32)))) == (common / (60 - common) >= .7)
 
 def test_words_that_are_no_prompts():
     assert [first_user_turn(v) for v in (3, None, [], [3], [{"role": "assistant", "content": "x"}])] == [None] * 5

@@ -55,7 +55,7 @@ class Merge:
 # %% ../nbs/cli.ipynb #cli-prompts
 @dataclass
 class Prompts(Common):
-    "Make prompts to mine and to evaluate of a file, a dataset or texts, or take those that come with the package"
+    "Make prompts_mine.jsonl and prompts_eval.jsonl from a file, a dataset, a folder of texts, or our own tasks"
     # grounded: tasks about texts, with a known truth; a .jsonl or .txt file; a dataset: owner/name on the
     # Hugging Face Hub, or a file or folder of data; a folder of .txt and .md files, about which the teacher writes
     source:Annotated[str, tyro.conf.Positional]=tyro.MISSING
@@ -252,8 +252,9 @@ VERBS = {"lesson": Lesson, "rig": Rig, "teacher": Teacher, "sft": Sft, "prompts"
          "publish": Publish, "train": Train, "judge": Judge, "sweep": Sweep, "report": Report, "doctor": Doctor,
          "export": Export, "import": Import}
 OPTIONAL = {"teacher", "prompts", "sweep"} # sections that a profile need not have
-CONFIGS = {"policy": PolicyConfig, "teacher": TeacherConfig, "prompts": PromptsConfig, "mine": MineConfig, "train": RunTrainConfig,
-           "judge": EvaluateConfig, "sft": SftConfig, "sweep": SweepConfig} # section of a profile -> its dataclass
+# section of a profile -> its dataclass
+CONFIGS = {"policy": PolicyConfig, "teacher": TeacherConfig, "prompts": PromptsConfig, "mine": MineConfig,
+           "train": RunTrainConfig, "judge": EvaluateConfig, "sft": SftConfig, "sweep": SweepConfig}
 
 # %% ../nbs/cli.ipynb #06d26ebb
 @dataclass
