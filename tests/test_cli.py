@@ -135,7 +135,7 @@ def test_report_of_no_run(capsys, tmp_path):
     assert str(tmp_path/"nothing") in fails(capsys, "report", "--out", tmp_path/"nothing")
 
 
-@pytest.mark.parametrize("verb", ["lesson", "teacher", "sft", "mine", "train", "judge", "report"])
+@pytest.mark.parametrize("verb", ["lesson", "teacher", "sft", "prompts", "mine", "train", "judge", "report"])
 def test_help_explains_every_flag(capsys, verb):
     with pytest.raises(SystemExit) as e: main([verb, "--help"])
     out = capsys.readouterr().out
@@ -146,10 +146,12 @@ def test_help_explains_every_flag(capsys, verb):
 def test_the_command_itself_explains_every_verb(capsys):
     main(["--help"])
     out = capsys.readouterr().out
-    for verb in ("lesson", "mine", "train", "judge", "sweep", "doctor", "import"): assert f"\n  {verb} " in out
+    verbs = "lesson", "prompts", "mine", "train", "judge", "sweep", "doctor", "import"
+    for verb in verbs: assert f"\n  {verb} " in out
 
 
-ARGUMENTS = ["--help"], ["train", "--help"], ["train", "--lr", "many"], ["train", "--beta", "0"]
+ARGUMENTS = (["--help"], ["train", "--help"], ["prompts", "--help"], ["prompts", "grounded", "--n", "0"],
+             ["train", "--lr", "many"], ["train", "--beta", "0"])
 
 
 @pytest.mark.parametrize("words", ARGUMENTS)

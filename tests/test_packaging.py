@@ -113,7 +113,8 @@ def test_imports_are_declared(path):
             imported.add(node.module.split(".")[0])
     third_party = imported - set(sys.stdlib_module_names) - {"wikidpo"}
     undeclared = {name for name in third_party if declared.isdisjoint(map(canonical, owners.get(name, [])))}
-    assert not undeclared - {"vllm", "trl"}, f"not in settings.ini: {undeclared}"
+    optional = {"vllm", "trl", "datasets"}  # imported where they are used, refused in one line where they are missing
+    assert not undeclared - optional, f"not in settings.ini: {undeclared}"
 
 
 def test_import_is_light():
