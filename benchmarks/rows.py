@@ -56,7 +56,8 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(model="tiny", gpu_model="tiny", real_model="tiny", words="a tiny model", matrix=64, prompts=2, new=8,
-              mini_prompts=2, mini_new=8, pairs=4, long=96, batch=2, accum=2, lesson=("--mine.n-prompts", "64", "--judge.n", "16"))
+              mini_prompts=2, mini_new=8, pairs=4, long=96, batch=2, accum=2,
+              lesson=("--mine.n-prompts", "64", "--judge.n", "16"))
 
 
 def weights(cfg):
