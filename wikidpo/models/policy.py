@@ -6,7 +6,10 @@
 __all__ = ['open_policy']
 
 # %% ../../nbs/models/policy.ipynb #f90aed30
+from pathlib import Path
+
 from ..core.chat import check_vocab, load_tokenizer
+from ..core.files import UserError
 from ..engine.accelerate import pick_device
 from .adopt import load_policy
 
@@ -15,6 +18,9 @@ def open_policy(cfg, # PolicyConfig
                 checkpoint=None, # another checkpoint of the same make
                 )->tuple:
     "(model, tokenizer); raises `UserError` if a file is missing, broken, or they do not belong together"
+    folder = Path(cfg.checkpoint).parent
+    if folder.name == "smollm2" and not folder.exists():
+        raise UserError(f"{folder}: no such folder; `wikidpo import smollm2` makes it")
     tok = load_tokenizer(cfg.tokenizer)
     model = load_policy(checkpoint or cfg.checkpoint, cfg.model_py, pick_device(cfg.device))
     check_vocab(tok, model.cfg.vocab_size, checkpoint or cfg.checkpoint)

@@ -30,7 +30,8 @@ from .profiles import claim
 # %% ../../nbs/run/mine.ipynb #5f23f64c
 def read_prompts(path, n:int=None, # the first so many
                 )->list:
-    "The field `prompt` of a JSONL file; raises `UserError` if it is empty"
+    "The field `prompt` of a JSONL file; raises `UserError` if it is missing or empty"
+    if not Path(path).is_file(): raise UserError(f"{path}: no such file; `wikidpo prompts` makes one")
     rows = [r["prompt"] for r in read_jsonl(path, ["prompt"])[:n]]
     if not rows: raise UserError(f"{path}: holds no prompts")
     return rows
