@@ -615,7 +615,12 @@ def test_running_a_cell_again_leaks_nothing(attack):
     assert attack.evaluate("document.querySelectorAll('.wikidpo').length") == models
 
 
-@pytest.mark.parametrize("lesson", LESSONS, ids=lambda p: Path(p).stem)
+def lesson_with_marks(path):
+    "A lesson on a real model is a test of its own"
+    return pytest.param(path, marks=pytest.mark.smollm2) if "11_" in path else path
+
+
+@pytest.mark.parametrize("lesson", [*map(lesson_with_marks, LESSONS)], ids=lambda p: Path(p).stem)
 def test_lesson_runs_in_the_browser(lab, lesson):
     with lab.open(lesson) as page:
         start = time.monotonic()

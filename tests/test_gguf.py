@@ -92,6 +92,7 @@ def test_logits_are_those_of_transformers(kind, tmp_path):
     assert largest_difference(write_random(tmp_path/"m.gguf", kind), tmp_path/"out") < 1e-4
 
 
+@pytest.mark.smollm2
 def test_the_published_model(tmp_path):
     "SmolLM2: logits, ids of prompts with digits and other scripts, template and stop token"
     path = gguf_file()

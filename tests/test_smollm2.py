@@ -13,6 +13,7 @@ from wikidpo.run.folder import write_jsonl
 from wikidpo.run.profiles import load_profile
 from wikidpo.world.grounded import find_task, tasks, truth
 
+pytestmark = pytest.mark.smollm2
 SMALL = {"mine": {"n_prompts": 16, "best": 4, "gap": 1, "batch": 16},
          "train": {"epochs": 1, "batch_size": 6, "grad_accum_steps": 1, "warmup_steps": 1, "watch": 0,
                    "wandb": "disabled", "precision": "fp32"},

@@ -194,8 +194,8 @@ def readme_in_sync(root: Path, scratch: Path, _) -> Result:
 
 
 def tests(root: Path, scratch: Path, options: list[str]) -> Result:
-    """Every notebook, from top to bottom, and tests/, from one queue. Not what is marked slow or vllm; what is marked
-    browser only where there is a Chromium, and a lesson that runs there is not run by nbdev as well."""
+    """Every notebook, from top to bottom, and tests/, from one queue. Not what is marked slow, vllm or smollm2; what is
+    marked browser only where there is a Chromium, and a lesson that runs there is not run by nbdev as well."""
     seen = "nbs/lessons/" if seen_in_browser(root, options) else "nothing"
     return queue(root, scratch, ["tests", *(n for n in notebooks(root) if not n.startswith(seen))], options)
 
@@ -206,7 +206,7 @@ def notebooks_run(root: Path, scratch: Path, options: list[str]) -> Result:
 
 
 def pytest(root: Path, scratch: Path, options: list[str]) -> Result:
-    "tests/, without those marked slow or vllm; those marked browser only where there is a Chromium."
+    "tests/, without those marked slow, vllm or smollm2; those marked browser only where there is a Chromium."
     return queue(root, scratch, ["tests"], options)
 
 
@@ -219,7 +219,7 @@ def queue(root: Path, scratch: Path, what: list[str], options: list[str]) -> Res
     "Run notebooks and folders of tests with tools/one_queue.py."
     tree, report = copy_tree(root, scratch / "tree"), scratch / "pytest.xml"
     own = ("-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"-n{WORKERS}", f"--junitxml={report}")
-    marked = ("-m", "not slow and not vllm") if shutil.which("chromium") else ()
+    marked = ("-m", "not slow and not vllm and not smollm2") if shutil.which("chromium") else ()
     script = str(Path(__file__).with_name("one_queue.py"))
     status, log = run(script, *own, *marked, *options, *what, cwd=tree, timeout=None, show=r"\[ *\d+%\]$")
     if not report.exists():
