@@ -17,6 +17,7 @@ from wikidpo.core.model import GPT
 from wikidpo.core.rlhf import join_rows
 from wikidpo.core.stats import tally, wilson
 from wikidpo.core.train import micro_batches
+from wikidpo.engine.accelerate import ready_to_sample
 from wikidpo.judge.offline import OfflineTeacher
 from wikidpo.run.evaluate import gen_all
 from wikidpo.world.facts import prompts
@@ -52,14 +53,14 @@ class Policy:
     world: World = MINIWIKI
 
     def __post_init__(self):
-        self.kept = {}
+        self.kept, self.sampler = {}, ready_to_sample(self.model)
 
     def answers(self, temperature: float, questions: Sequence[str] | None = None) -> list[str]:
         questions = questions or self.world.test
         key = temperature, questions[0]
         if key not in self.kept:
             how = {"temperature": temperature, "max_new": self.world.max_new, "top_k": TOP_K, "seed": self.seed}
-            self.kept[key] = [r.text for r in gen_all(self.model, self.tok, questions, self.world.batch, **how)]
+            self.kept[key] = [r.text for r in gen_all(self.sampler, self.tok, questions, self.world.batch, **how)]
         return self.kept[key]
 
     def good(self, temperature: float, questions: Sequence[str] | None = None) -> float:

@@ -22,13 +22,11 @@ from wikidpo.core.files import read_jsonl
 from wikidpo.core.model import GPT
 from wikidpo.judge.offline import OfflineTeacher
 from wikidpo.models.policy import open_policy
-from wikidpo.run.evaluate import evaluate
 from wikidpo.run.folder import write_jsonl
 from wikidpo.run.mine import mine
 from wikidpo.run.profiles import load_profile
 from wikidpo.run.train import train
 from wikidpo.show.doctor import doctor
-from wikidpo.show.report import report
 from wikidpo.world.facts import statement
 from wikidpo.world.grounded import find_task, truth
 
@@ -121,15 +119,8 @@ def default(labs) -> list[dict]:
     "The lesson as the profile runs it: survival, curves, win rates, answers before and after."
     rows = []
     for lab in map(open_lab, labs):
-        policy, teacher = configured("policy", PROFILE), configured("teacher", PROFILE, seed=lab.seed)
-        row = run(lab, "default")
-        judged = evaluate(
-            policy, teacher, configured("judge", PROFILE, seed=lab.seed, a=str(lab.folder / "default" / "dpo.pt")),
-            lab.folder / "default",
-        )
-        report(lab.folder / "default")
         mined = json.loads((lab.folder / "summary.json").read_text())["mine"]
-        rows.append(row | {"survival": mined["survival"], "judged": judged})
+        rows.append(run(lab, "default") | {"survival": mined["survival"]})
     return rows
 
 
