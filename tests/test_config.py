@@ -21,7 +21,7 @@ def test_configurations_and_profiles_bring_no_torch_along():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
-@pytest.mark.parametrize("profile", ["miniwiki", "wikigpt"])
+@pytest.mark.parametrize("profile", ["miniwiki", "smollm2", "wikigpt"])
 @pytest.mark.parametrize("name", SECTIONS)
 def test_every_section_of_a_shipped_profile_is_valid(profile, name):
     values = load_profile(profile)[name]
