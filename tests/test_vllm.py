@@ -261,6 +261,7 @@ def test_judge_says_that_its_verdicts_were_constrained(vllm, tmp_path):
 
 # --- a real model
 
+@pytest.mark.smollm2
 def test_smollm2_as_policy_and_as_a_weak_judge(tmp_path):
     "It is sampled from through `--engine vllm`; asked to judge, what is no score is counted and not scored"
     import_(gguf_file(), tmp_path/"smollm2")
