@@ -66,27 +66,27 @@ def random_model(folder, cfg):
     return tok, missing
 
 
-def random_text(folder, tok, words, prompts, pairs, long):
-    "Write pairs.jsonl and warm.jsonl, the few to warm up with; returns texts of prompts"
+def random_text(folder, tok, words, prompts, pairs, warm, long):
+    "Write pairs.jsonl and warm.jsonl, those to warm up with; returns texts of prompts"
     rng = random.Random(0)
 
     def text(n): return "".join(rng.choices(words, k=n))
     texts = [text(PROMPT) for _ in range(prompts)]
     answer = long - 1 - len(encode_prompt(tok, text(PROMPT))) # and the end
-    for name, count in (("pairs", pairs), ("warm", min(pairs, 2))):
+    for name, count in (("pairs", pairs), ("warm", min(pairs, warm))):
         rows = [{"prompt": text(PROMPT), "chosen": text(answer), "rejected": text(answer)} for _ in range(count)]
         write_jsonl(folder/f"{name}.jsonl", rows)
     return texts
 
 
 @cache
-def artifact(folder, model, prompts, pairs, long):
+def artifact(folder, model, prompts, pairs, warm, long):
     "A folder with model.safetensors, tokenizer.json, hf/, and prompts.json or pairs.jsonl"
     out = Path(tempfile.mkdtemp(dir=folder))
     if model == "miniwiki": texts = miniwiki(out, prompts)
     else:
         tok, words = random_model(out, SHAPES[model])
-        texts = random_text(out, tok, words, prompts, pairs, long)
+        texts = random_text(out, tok, words, prompts, pairs, warm, long)
         export(out/"model.safetensors", out/"tokenizer.json", out/"hf")
     tok = load_tokenizer(out/"tokenizer.json")
     ids = [encode_prompt(tok, text) for text in texts]
@@ -141,7 +141,7 @@ def measure(row, folder):
         return {name: {"did_not_run": "no GPU"} for name in row.who}
     found, running, task = {}, {}, row.task
     if "model" in task:
-        counts = (task.get(key, 0) for key in ("prompts", "pairs", "long"))
+        counts = (task.get(key, 0) for key in ("prompts", "pairs", "warm", "long"))
         task = task | {"folder": artifact(folder, task["model"], *counts)}
     with ExitStack() as stack:
         for name in row.who:

@@ -18,6 +18,7 @@ missed, the line says what these products and the necessary reading of weights, 
 the best rates of the first two tables. Loading, compiling and warming up stand in the last column and count for \
 nobody.
 """
+GPU = "What was measured on a GPU: [h100](h100/README.md)."
 COLUMNS = "lowest to highest | this project is faster by | of the matrix rate | to get ready"
 FACTS = ("reference_s", "peak_gb", "estimated") # shown beside the contestant's name
 
@@ -60,5 +61,6 @@ def page(results):
     "The whole of README.md"
     machine = [f"{spaced(k)} {v}" for k, v in results["machine"].items() if v is not None]
     lines = [INTRO, f"Machine: {', '.join(machine)}.", ""]
+    if not results["machine"].get("gpu"): lines += [GPU, ""]
     for name, result in results["rows"].items(): lines += section(name, result)
     return "\n".join(lines).replace("\n\n\n", "\n\n")

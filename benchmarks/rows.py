@@ -89,7 +89,7 @@ def drawing(size, model):
 
 def learning(size, model):
     "Training: what a worker is told"
-    return dict(pairs=size.pairs, long=size.long, batch=size.batch, accum=size.accum, model=model)
+    return dict(pairs=size.pairs, warm=2, long=size.long, batch=size.batch, accum=size.accum, model=model)
 
 
 def yardsticks(size):
@@ -194,7 +194,7 @@ def gpu_sampling(size):
 def gpu_training(size):
     "The training of a GPU"
     learn = on("cuda") | learning(size, size.gpu_model)
-    epoch = learn | dict(batch=32, accum=1)
+    epoch = learn | dict(batch=32, accum=1, warm=64) # a GPU is warm after a few whole steps
     return {
         "gpu-train": Row(
             what="DPO, one epoch over 10,000 pairs of 2 × 323 tokens, 124 M parameters", script="train.py",

@@ -24,7 +24,7 @@ def ours(task):
         responses = inside.sample(model, tok, asked, task, task["max_new"])
         tokens = sum(len(r.ids) + r.finished for r in responses)
         return tokens, {"peak_gb": torch.cuda.max_memory_reserved() / 1e9} if cuda else {}
-    inside.sample(model, tok, asked[:1], task, 2)
+    inside.sample(model, tok, asked if cuda else asked[:1], task, 2)
     return run
 
 

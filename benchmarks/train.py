@@ -34,27 +34,37 @@ def ours(task):
     return run
 
 
-PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "mkldnn::_linear_pointwise")
-COPIES = ("aten::copy_", "aten::cat", "aten::index", "aten::fill_", "mkldnn::_reorder_linear_weight")
+KINDS = { # words in the names of operations (CPU) and of kernels (GPU), the first that fits
+    "matrix products": ("aten::mm", "aten::bmm", "aten::addmm", "mkldnn::_linear_pointwise", "nvjet", "gemm", "gemv"),
+    "fused attention": ("scaled_dot_product", "flash", "sdpa", "cudnn_generated"),
+    "copies": ("aten::copy_", "aten::cat", "aten::index", "aten::fill_", "mkldnn::_reorder_linear_weight",
+               "memcpy", "memset", "copy_kernel", "catarray"),
+}
 
 
 def kind(name):
     "Which share of the profile an operation belongs to"
-    if name in PRODUCTS: return "matrix products"
-    if "scaled_dot_product" in name or "flash" in name: return "fused attention"
-    return "copies" if name in COPIES else "the rest"
+    for words, parts in KINDS.items():
+        if any(part in name.lower() for part in parts): return words
+    return "the rest"
+
+
+def own_times(seen, on_gpu):
+    "(name, microseconds) of what ran: kernels on a GPU, else operations"
+    if not on_gpu: return [(event.key, event.self_cpu_time_total) for event in seen.key_averages()]
+    kernels = [event for event in seen.key_averages() if event.device_type.name == "CUDA"]
+    return [(event.key, event.self_device_time_total) for event in kernels]
 
 
 def profile(task):
     "Ours under torch's profiler: the shares of products, fused attention, moving numbers about, and the rest"
     from torch import profiler
-    run = ours(task)
-    time = f"self_{'device' if task['device'] == 'cuda' else 'cpu'}_time_total"
+    run, on_gpu = ours(task), task["device"] == "cuda"
 
     def profiled():
         with profiler.profile() as seen: amount, facts = run()
         spent = Counter()
-        for event in seen.key_averages(): spent[kind(event.key)] += getattr(event, time)
+        for name, time in own_times(seen, on_gpu): spent[kind(name)] += time
         shares = {f"{name} share": t / spent.total() for name, t in spent.most_common()}
         return amount, facts | shares
     return profiled

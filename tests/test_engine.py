@@ -1,6 +1,7 @@
 "The engine runs the one loop: the reference asked once, parts put on, runs that go on"
 import copy
 import math
+import threading
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from wikidpo.engine import scoring as scoring_module
 from wikidpo.engine.accelerate import ready_to_sample
 from wikidpo.engine.packed import LinearWithCopies
 from wikidpo.engine.reference_cache import logps_table, weights_digest
+from wikidpo.models.adopt import Foreign
 from wikidpo.run.folder import write_jsonl
 
 LOGGED = ("loss", "reward/margin", "reward/chosen", "grad_norm")
@@ -45,6 +47,25 @@ def test_the_engine_gives_the_run_of_the_plain_engine(data):
         fast = run(data, engine(**kw), replace(CFG, epochs=2))
         assert_close_runs(plain, fast, 1e-5)
         assert_starts_at_ln_2(fast)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_batches_prepared_ahead_give_the_same_run(data, cached):
+    "Also of a learner's own model, whose batches are not listed"
+    for model in (MINI, Foreign(MINI, 256)):
+        now, ahead = (run(data, engine(changes=dict(prefetch=on), cached=cached), replace(CFG, epochs=2), model)
+                      for on in (False, True))
+        assert now == ahead
+
+
+def test_a_run_that_ends_early_prepares_no_more(data):
+    class Stop(Exception): pass
+
+    def stop(metrics): raise Stop
+    e = engine(changes=dict(prefetch=True))
+    before = threading.active_count()
+    with pytest.raises(Stop): run(data, e, callbacks=[stop])
+    assert next(e.ahead, None) is None and threading.active_count() == before
 
 
 @pytest.mark.parametrize("precision, tol", [("fp32", 1e-5), ("bf16", .02)])

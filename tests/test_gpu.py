@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engines import CFG, MINI, TOK, engine, first_pairs
+from wikidpo.core.chat import encode_prompt
 from wikidpo.core.model import GPT, GPTConfig
 from wikidpo.core.sample import sample_k
 from wikidpo.core.train import freeze, train_dpo
@@ -56,10 +57,16 @@ def test_a_run_is_that_of_the_cpu(tmp_path, large, precision, tol):
             assert abs(a[k] - b[k]) < tol * max(1, abs(b[k])), (k, a, b)
 
 
-def test_what_does_not_fit_the_card_is_sampled_in_smaller_batches():
+@pytest.fixture(scope="module")
+def large():
+    "A random model of 21 M parameters on the GPU"
     torch.manual_seed(0)
     cfg = GPTConfig(TOK.get_vocab_size(), block_size=256, n_layer=8, n_head=8, n_embd=512, ffn_dim=1024)
-    model, asked = on_gpu(GPT(cfg).eval()), prompts("mine")[:128]
+    return on_gpu(GPT(cfg).eval())
+
+
+def test_what_does_not_fit_the_card_is_sampled_in_smaller_batches(large):
+    model, asked = large, prompts("mine")[:128]
     most, found = [], []
     for share in (1., .02):
         torch.cuda.empty_cache()
@@ -76,4 +83,7 @@ def test_the_copy_to_sample_from_is_rounded_and_says_about_the_same():
     asked = prompts("mine")[:100]
     half = ready_to_sample(on_gpu(MINI), "bf16")
     there, here = (sample_k(m, TOK, asked, (0.,), 40) for m in (half, MINI))
-    assert share_equal(there, here) > .8
+    assert share_equal(there, here) > .5 # answers of forty tokens: one close race in a hundred parts half of them
+    ids = torch.tensor([encode_prompt(TOK, asked[0])])
+    with torch.no_grad(): rough, exact = half(ids.to(GPU))[0][0, -1].cpu().float(), MINI(ids)[0][0, -1]
+    assert (rough.softmax(-1) - exact.softmax(-1)).abs().max() < .05

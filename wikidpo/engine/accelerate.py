@@ -63,7 +63,7 @@ def training_parts(policy, # GPT, or any model(ids, targets) -> (logits, loss)
         keep_memory=is_large(policy),
         packed=worth_it and on_cpu and precision == "bf16" and has_bf16("cpu"),
         compiled=worth_it,
-        pin=device == "cuda",
+        prefetch=device == "cuda",
         shard=shard)
 
 def accelerate(precision:str="auto", # fp32, bf16, or auto: bf16 where the device has it

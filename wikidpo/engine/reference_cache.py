@@ -33,11 +33,13 @@ def weights_digest(model)->str:
 def logps_table(pair_logps, # pair_logps(PairBatch) -> (chosen, rejected), each (pairs,)
                 dataset, # PairDataset
                 groups, # the numbers of the pairs of each forward
-                device="cpu"): # where the model is
+                device="cpu", # where the model is
+                batches=None): # of these groups, where somebody prepares them ahead
     "log pi of chosen and rejected of the pairs in `groups`, (pairs of the dataset, 2) on the CPU; the others are 0"
     found = [torch.zeros(0, 2, device=device)]                        # stays there: a GPU is not waited for
-    for pair_ids in groups:
-        chosen, rejected = pair_logps(collate([dataset[i] for i in pair_ids], pair_ids))
+    def make(group): return collate([dataset[i] for i in group], group)
+    for batch in batches or map(make, groups):
+        chosen, rejected = pair_logps(batch)
         found.append(torch.stack([chosen, rejected], 1))
     table = torch.zeros(len(dataset), 2)
     table[[i for pair_ids in groups for i in pair_ids]] = torch.cat(found).cpu()

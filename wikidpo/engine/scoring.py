@@ -33,7 +33,7 @@ class TrainingParts:
     keep_memory:bool=False # of freed tensors
     packed:bool=False # packed copies of the weights
     compiled:bool=False # blocks, and the softmax of the head
-    pin:bool=False # batches come from pinned memory
+    prefetch:bool=False # batches are prepared ahead, and come from pinned memory
     shard:bool=False # several processes cut the weights (FSDP2) instead of copying them (DDP)
 
 # %% ../../nbs/engine/scoring.ipynb #d3af7166
@@ -84,7 +84,7 @@ def compile_scoring(policy, ref, # `ScoredModel`s with one scorer
 class Scoring:
     "Policy and reference of a run as `ScoredModel`s, with the same parts put on"
     def __init__(self, policy, ref, parts): # TrainingParts
-        scorer = Scorer(parts.attention, pin=parts.pin)
+        scorer = Scorer(parts.attention)
         self.parts, self.compiled = parts, False
         self.device = next(policy.parameters()).device
         self.policy, self.ref = (ScoredModel(m, scorer, parts.chunk) for m in (policy, ref))

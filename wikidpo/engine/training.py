@@ -15,11 +15,14 @@ import torch
 
 from ..core.data import collate
 from ..core.files import UserError
+from ..core.model import GPT
 from ..core.train import PlainEngine, make_optimizer, micro_batches
 from .distributed import (exchange_gradients, full_tensor, gather_weights, load_state, rank,
                                         save_state, sum_over_ranks, world_size, wrap_distributed)
+from .prefetch import prefetch
 from .reference_cache import cached_table, logps_table, weights_digest
 from .scoring import Scoring
+from .shared_prompt import list_ahead
 
 # %% ../../nbs/engine/training.ipynb #6bc9b3d7
 # style: one class, a short method for each of PlainEngine's
@@ -37,17 +40,22 @@ class TrainingEngine(PlainEngine):
 
     @contextmanager
     def running(self, policy, ref, dataset, schedule, cfg):
-        self.dataset, self.cfg = dataset, cfg
+        self.dataset, self.schedule, self.cfg = dataset, schedule, cfg
         self.scoring = Scoring(policy, ref, self.choose(policy))
+        self.ahead = self.batches([])
         with self.scoring.put_on():
             self.module = wrap_distributed(self.scoring.policy, self.scoring.parts.shard)
             self.table = self.reference_table(schedule) if self.cached else None
-            yield
+            try: yield
+            finally: self.ahead.close()
             gather_weights(self.module, self.scoring.policy)
 
     def start(self):
         self.opt, self.history = make_optimizer(self.module.parameters(), self.cfg.lr), []
         if self.state and self.state.exists(): self.resume()
+        todo = self.schedule[len(self.history):]
+        if self.scoring.parts.prefetch:
+            self.ahead = self.batches(group for pair_ids in todo for group in self.takes_part(pair_ids))
         return self.opt, self.history
 
     def resume(self):
@@ -70,13 +78,32 @@ class TrainingEngine(PlainEngine):
         "The numbers of the pairs in each of this process's micro-batches"
         return micro_batches(self.dataset, pair_ids[rank()::world_size()], self.cfg.batch_size)
 
+    def takes_part(self, pair_ids):
+        "The same, or a stand-in: who has no pair still takes part"
+        return self.groups(pair_ids) or [pair_ids[:1]]
+
+    def prepare(self, group): # numbers of pairs
+        "The batch of a forward; where it is prepared ahead, on the device already"
+        batch = collate([self.dataset[i] for i in group], group)
+        listed = self.scoring.parts.prefetch and isinstance(self.scoring.policy.model, GPT)
+        return list_ahead(batch, self.scoring.device) if listed else batch
+
+    def batches(self, groups):
+        "The batches of these groups"
+        if self.scoring.parts.prefetch: return prefetch(self.prepare, groups)
+        return (self.prepare(group) for group in groups)
+
+    def next_batch(self, group):
+        "The batch of a group, prepared ahead or now"
+        batch = next(self.ahead, None)
+        return batch if batch and batch.pair_ids == group else self.prepare(group)
+
     def micro_batches(self, pair_ids):
-        mine = self.groups(pair_ids)
-        groups = mine or [pair_ids[:1]]                               # who has no pair still takes part
+        groups, has_pairs = self.takes_part(pair_ids), bool(self.groups(pair_ids))
         for k, group in enumerate(groups):
             exchange_gradients(self.module, k == len(groups) - 1)
-            batch = collate([self.dataset[i] for i in group], group)
-            batch.weight = 1. if mine else 0.
+            batch = self.next_batch(group)
+            batch.weight = float(has_pairs)
             yield batch
 
     def reference_table(self, schedule):
@@ -92,7 +119,7 @@ class TrainingEngine(PlainEngine):
         "log pi of chosen and rejected of the pairs in `groups`, (pairs of the dataset, 2); the others are 0"
         def ask(batch):
             with self.step_scope(): return scored(batch)
-        return logps_table(ask, self.dataset, groups, self.scoring.device)
+        return logps_table(ask, self.dataset, groups, self.scoring.device, self.batches(groups))
 
     def policy_logps(self, batch): return self.module(batch)
 
