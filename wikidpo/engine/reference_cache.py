@@ -45,6 +45,7 @@ def logps_table(pair_logps, # pair_logps(PairBatch) -> (chosen, rejected), each 
     table[[i for pair_ids in groups for i in pair_ids]] = torch.cat(found).cpu()
     return table
 
+# %% ../../nbs/engine/reference_cache.ipynb #c7e18f52
 def cached_table(make, # () -> this process's part of the table
                  key, # all that it depends on: texts, numbers, lists of them
                  folder): # None: not kept
