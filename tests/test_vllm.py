@@ -204,7 +204,6 @@ def test_a_pool_of_time_outs_stops(vllm):
 
 def test_cancelled_calls_end_in_the_server(vllm):
     "Ctrl-C: after the grace the connections are closed, and vLLM drops 32 requests that had seconds to go"
-    before = finished(vllm)
     def fn(i): return slow(client, vllm)
     with ExitStack() as still, pytest.raises(KeyboardInterrupt), make_client(vllm.url, retries=0) as client:
         with JudgePool(fn, lambda *_: None, grace=.2) as pool:
@@ -212,6 +211,8 @@ def test_cancelled_calls_end_in_the_server(vllm):
             # two busy cores take half a minute to begin with 32 of them
             assert until(lambda: running(vllm) > 8, 120) and not pool.failed
             still.enter_context(frozen(vllm)) # until the connections are closed
+            time.sleep(1) # what the engine had finished is counted now: on a quick machine the first 32 are
+            before = finished(vllm)
             raise KeyboardInterrupt
     assert until(lambda: running(vllm) == 0) and finished(vllm) - before < 32
 
