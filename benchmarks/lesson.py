@@ -1,4 +1,4 @@
-"The course's own way (its lesson 10), plainly: what this project is measured against"
+"The original lesson's way, plainly: what this project is measured against"
 from pathlib import Path
 from time import perf_counter
 

@@ -1,4 +1,4 @@
-"RLHF in small: the edges that lesson 00 does not show"
+"RLHF in small: the edges that lesson 01 does not show"
 import copy
 import math
 

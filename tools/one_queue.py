@@ -1,6 +1,6 @@
 """A plugin of pytest: notebooks are tests like others, and all of them wait in one queue for the next free worker.
 
-    python tools/one_queue.py -n 2 tests nbs/lessons/01_the_loss.ipynb ...
+    python tools/one_queue.py -n 2 tests nbs/lessons/02_the_loss.ipynb ...
 
 A file of tests stays with one worker, for its fixtures; FIRST begin before all others, so that no worker is left with a
 long one at the end. Options are those of pytest, and `--quick`, which leaves FIRST out.
@@ -19,8 +19,8 @@ from check import nbdev_test
 
 # What takes longest, longest first: run `make test` and look at the last lines when something has grown.
 FIRST = (
-    "test_browser.py", "test_scoring.py", "09_trl.ipynb", "test_engine.py", "00_why_not_rlhf.ipynb", "test_ranks.py",
-    "10_the_beta_sweep.ipynb", "test_sampling.py", "07_reading_the_run.ipynb", "test_tools.py", "08_win_rate.ipynb",
+    "test_browser.py", "test_scoring.py", "10_trl.ipynb", "test_engine.py", "01_why_not_rlhf.ipynb", "test_ranks.py",
+    "09_the_beta_sweep.ipynb", "test_sampling.py", "07_reading_the_run.ipynb", "test_tools.py", "08_win_rate.ipynb",
     "test_training.py", "06_training.ipynb", "speed_training.ipynb", "train.ipynb", "test_mining.py", "test_cli.py",
     "trap_museum.ipynb", "distributed.ipynb", "ragged.ipynb",
 )

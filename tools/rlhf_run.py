@@ -1,4 +1,4 @@
-"""The evidence for lesson 00: reward model and PPO against DPO on the same pairs, on and off the leash, several seeds.
+"""The evidence for lesson 01: reward model and PPO against DPO on the same pairs, on and off the leash, several seeds.
 
 Writes nbs/results/rlhf.json, which the lesson shows. A run is a folder under runs/rlhf; one that is there is not run
 again, so a command that was stopped goes on where it was. About four minutes a seed on one core.

@@ -1,4 +1,4 @@
-"""Ours and TRL's trainer on the same pairs, judged against SFT, for three seeds: the last table of lesson 09.
+"""Ours and TRL's trainer on the same pairs, judged against SFT, for three seeds: the last table of lesson 10.
 
     make evidence-trl
 

@@ -43,7 +43,7 @@ def pairs(folder: Path) -> None:
 
 
 def margins(folder: Path) -> None:
-    """The margins that the beta slider of lesson 01 shows: those of WANTED pairs of answers that the default policy has
+    """The margins that the beta slider of lesson 02 shows: those of WANTED pairs of answers that the default policy has
     not seen, each two answers to one question that the filters of mining would tell apart."""
     policy, cfg = configured("policy"), configured("mine", seed=1, n_prompts=4096)
     train(policy, configured("train", pairs=str(DATA / "pairs.jsonl"), wandb="disabled"), folder)

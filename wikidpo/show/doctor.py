@@ -191,7 +191,7 @@ def signs(run:Run, # of a training
     """The signatures of a healthy DPO run, as `Sign`s: where several fail, the first is the
     likeliest to be the illness, the others follow from it.
 
-    The list is that of lesson 10 of the course that this package accompanies ("Reading the run");
+    The list is that of the original lesson ("Reading the run");
     raises `UserError` if metrics.jsonl lacks a number."""
     evidence = gather_evidence(run)
     steps, warm_up = len(evidence.metrics["loss"]), evidence.config.get("warmup_steps", 0)
