@@ -228,7 +228,7 @@ def test_insert_stands_before_the_ending_and_settles(tmp_path):
     assert [c.id for c in cells[:3]] == ["cell0", "cell1", "exercise-head"] and cells[1].source == "## Seen\n\n- This."
     assert cells[-1].source == "Next: [02](02.ipynb)." and len({c.id for c in cells}) == len(cells)
     stubs = [c.source for c in cells if "check_baseline(baseline)" in c.source]
-    assert stubs == [EXERCISES["baseline"].stub + "\n\ncheck_baseline(baseline)"]
+    assert stubs == [EXERCISES["baseline"].stub + "\n\nbaseline = check_baseline(baseline)"]
     path.write_text(new, encoding="utf-8")
     assert [(a == b) for _, a, b in tool.lessons(tmp_path)] == [True]
     for text, other in (("one softmax does the rest", "a spoiled hint"), ("Nothing comes back so far", "Well done")):
@@ -236,6 +236,28 @@ def test_insert_stands_before_the_ending_and_settles(tmp_path):
         assert spoil != new
         path.write_text(spoil, encoding="utf-8")
         assert [b for _, _, b in tool.lessons(tmp_path)] == [new]
+
+
+def test_an_exercise_stays_where_it_was_moved_to(tmp_path):
+    md = nbformat.v4.new_markdown_cell
+    path = lesson(tmp_path, md("# One"), md("## Two"), md("Next: [03](03.ipynb)."))
+    [(_, _, new)] = tool.lessons(tmp_path)
+    nb = nbformat.reads(new, as_version=4)
+    moved = [c for c in nb.cells if c.id.startswith("exercise-baseline")]
+    nb.cells = [nb.cells[0], *moved, *(c for c in nb.cells[1:] if c not in moved)]
+    moved[0].source = "an old text"
+    path.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
+    [(_, _, again)] = tool.lessons(tmp_path)
+    cells = nbformat.reads(again, as_version=4).cells
+    assert [c.id for c in cells] == [c.id for c in nb.cells] and cells[1].source != "an old text"
+
+
+def test_a_checker_gives_back_what_the_lesson_goes_on_with():
+    e = EXERCISES["baseline"]
+    def mine(*args): return e.load(e.solution)(*args)
+    assert e(mine) is mine
+    cases = e.cases()
+    assert [e(e.load(e.stub))(*args) for args in cases] == [mine(*args) for args in e.cases()]
 
 
 def test_cells_run_as_a_learner_would_run_them(capsys):

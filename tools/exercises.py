@@ -3,8 +3,9 @@
 `exercises.py` writes them, `exercises.py 03 04` into these lessons alone; `exercises.py --check` says which
 lessons are out of step.
 
-A lesson's exercises stand before its last section, "Next". Their cells are known by their ids and are always
-written whole, with what the untouched stub prints: edit nbs/world/exercises/, never these cells.
+An exercise stands where its cells stand: move them, by their ids, to where the idea is. One that has no cells yet is
+put before the lesson's last section, "Next". The cells are always written whole, with what the untouched stub prints:
+edit nbs/world/exercises/, never these cells.
 """
 import io
 import re
@@ -23,10 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NEXT = re.compile(r"^(?:## )?Next\b", re.M)  # where a lesson's ending begins
 
 NOQA = " # noqa: F401, RUF100 for what you write"
-HEAD = """## Exercises
-
-Predict, then write, then check. The checkers run your function on a few cases and know the usual mistakes by name. \
-Stars say how hard (★☆☆ a few lines, ★★★ paper and pencil), minutes how long ({minutes} in all). \
+HEAD = """**The exercises** stand where their ideas stand. Predict, then write, then check. The checkers run your \
+function on a few cases and know the usual mistakes by name; what a checker gives back, yours if it is right and else \
+ours, is what the lesson goes on with. Stars say how hard (★☆☆ a few lines, ★★★ paper and pencil), minutes how long ({minutes} in all). \
 Unfold the hint first; the solution comes with the answer to the prediction."""
 
 
@@ -46,7 +46,13 @@ def stub_cell(e: Exercise):
     with redirect_stdout(io.StringIO()) as output:
         e(e.load(e.stub))
     printed = [new_output("stream", name="stdout", text=output.getvalue())]
-    return new_code_cell(f"{e.stub}\n\ncheck_{e.name}({e.name})", id=cell_id(e.name, "stub"), outputs=printed)
+    return new_code_cell(f"{e.stub}\n\n{checked(e)}", id=cell_id(e.name, "stub"), outputs=printed)
+
+
+def checked(e: Exercise) -> str:
+    "The line that checks the learner's function, and goes on with it or with ours."
+    line = f"{e.name} = check_{e.name}({e.name})"
+    return line if len(line) <= 100 else f"{e.name} = check_{e.name}(\n    {e.name})"
 
 
 def imports(mine: list[Exercise], lesson: int) -> str:
@@ -74,8 +80,13 @@ def cells(lesson: int) -> list:
 
 
 def insert(nb, lesson: int) -> None:
-    "Write the exercises of a lesson into its notebook, in place of those that stand there."
-    rest = [c for c in nb.cells if not c.id.startswith("exercise-")]
+    "Write the exercises of a lesson into its notebook: each in its place, a new one before the ending."
+    wanted = {c.id: c for c in cells(lesson)}
+    placed = [wanted.pop(c.id, None) if c.id.startswith("exercise-") else c for c in nb.cells]
+    rest = [c for c in placed if c is not None]
+    if not wanted:
+        nb.cells = rest
+        return
     endings = [i for i, c in enumerate(rest) if c.cell_type == "markdown" and NEXT.search(c.source)]
     at = endings[-1] if endings else len(rest)
     begin = NEXT.search(rest[at].source).start() if endings else 0
@@ -84,7 +95,7 @@ def insert(nb, lesson: int) -> None:
         rest[at].source = rest[at].source[:begin].rstrip()
         at += 1
         rest.insert(at, ending)
-    nb.cells = rest[:at] + cells(lesson) + rest[at:]
+    nb.cells = rest[:at] + list(wanted.values()) + rest[at:]
 
 
 def lessons(root: Path) -> list[tuple[Path, str, str]]:

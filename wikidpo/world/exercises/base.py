@@ -141,7 +141,7 @@ def _call(f, *args): return f(*args)
 @dataclass(kw_only=True)
 class Exercise:
     "One exercise, and its checker: call it with the learner's function"
-    lesson:int # 0 to 10
+    lesson:int # its number
     title:str
     stars:int # 1: a few lines; 2: needs thought; 3: needs paper
     minutes:int # about
@@ -178,7 +178,11 @@ class Exercise:
         "What there is to say about a function; it starts with 'right' if and only if it is"
         return _review(self, f)
 
-    def __call__(self, f): print(f"{self.name}: {self.review(f)}")
+    def __call__(self, f)->Callable:
+        "Say what there is to say, and give back what to go on with: `f` if it is right, else the solution"
+        review = self.review(f)
+        print(f"{self.name}: {review}")
+        return f if review.startswith("right") else self.load(self.solution)
 
 # %% ../../../nbs/world/exercises/base.ipynb #7fd1603b
 def outcomes(e:Exercise, f)->list:
