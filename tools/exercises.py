@@ -26,8 +26,8 @@ NEXT = re.compile(r"^(?:## )?Next\b", re.M)  # where a lesson's ending begins
 NOQA = " # noqa: F401, RUF100 for what you write"
 HEAD = """**The exercises** stand where their ideas stand. Predict, then write, then check. The checkers run your \
 function on a few cases and know the usual mistakes by name; what a checker gives back, yours if it is right and else \
-ours, is what the lesson goes on with. Stars say how hard (★☆☆ a few lines, ★★★ paper and pencil), minutes how long ({minutes} in all). \
-Unfold the hint first; the solution comes with the answer to the prediction."""
+ours, is what the lesson goes on with. Stars say how hard (★☆☆ a few lines, ★★★ paper and pencil), minutes how long \
+({minutes} in all). Unfold the hint first; the solution comes with the answer to the prediction."""
 
 
 def folded(summary: str, text: str) -> str:
