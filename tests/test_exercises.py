@@ -152,7 +152,7 @@ def test_numbers_that_differ_look_different():
 NEXT_TO = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
 NO_EDGE = {  # where nothing stands on the edge
     "share_colder": "the equal ones are left out before",
-    "which_run": "0 is inside of the interval, and asked for first",
+    "which_run: mean > 0": "0 is inside of every interval around it, and asked for first",
     "diagnose: abs(run['first_loss'] - math.log(2)) > 0.001": "no loss is exactly that far from ln 2",
 }
 

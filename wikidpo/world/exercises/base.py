@@ -227,8 +227,9 @@ def spell(text:str)->str:
     "Markdown with formulas as plain text"
     for old, new in (("^2", "²"), (r"\lambda", "λ"), (r"\,", " "), ("$", ""), ("`", "")): text = text.replace(old, new)
     text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\(?!t?frac)([A-Za-z]+)", _command, text)
     text = re.sub(r"\\t?frac\{([^{}]*)\}\{([^{}]*)\}", _over, text)
-    text = re.sub(r"\*+(\S[^*]*)\*+", r"\1", re.sub(r"\\([A-Za-z]+)", _command, text))
+    text = re.sub(r"\*+(\S[^*]*)\*+", r"\1", text)
     return re.sub(r"(?<=\S)  +", " ", text.replace("{", "(").replace("}", ")")).strip()
 
 # %% ../../../nbs/world/exercises/base.ipynb #c19df3ca
