@@ -131,6 +131,14 @@ def test_a_tensor_of_63_numbers_is_printed_and_one_of_64_is_counted():
     assert "<tensor (8, 8): 64 numbers>" in printed(e)[0] and not in_full(printed(e)[0])
 
 
+def test_a_wide_dict_has_a_line_for_each_key():
+    e = tiny('def same(x):\n    "x -> x"\n    return x\n', cases=[({k: [0.123456] * 8 for k in range(2)},)])
+    [text] = printed(e)
+    assert [line[:26] for line in text.split("\n")] == [
+        "same(", "      x={0: [0.123456, 0.12", "         1: [0.123456, 0.1", "  should give {0: [0.12345",
+        "               1: [0.12345"]
+
+
 def test_what_is_too_long_says_how_much_is_missing():
     e = tiny('def many(n):\n    "n"\n    return n\n', cases=[(2,)])
     review = e.review(lambda n: list(range(1000)))

@@ -127,7 +127,7 @@ def _line(x, digits:int=6)->str:
 def _fill(x, digits:int, indent:int)->list:
     "The lines of what is inside a value: one for each part, or as many plain numbers in each as fit"
     texts = [label + _show(part, digits, indent + len(label)) for label, part in _inside(x, digits)[1]]
-    plain = all(isinstance(part, (int, float)) for part in x)
+    plain = isinstance(x, (list, tuple)) and all(isinstance(part, (int, float)) for part in x)
     if plain: return textwrap.wrap(", ".join(texts), max(WIDE - indent, 20))
     return [f"{text}," for text in texts[:-1]] + texts[-1:]
 
