@@ -134,9 +134,8 @@ def test_a_tensor_of_63_numbers_is_printed_and_one_of_64_is_counted():
 def test_a_wide_dict_has_a_line_for_each_key():
     e = tiny('def same(x):\n    "x -> x"\n    return x\n', cases=[({k: [0.123456] * 8 for k in range(2)},)])
     [text] = printed(e)
-    assert [line[:26] for line in text.split("\n")] == [
-        "same(", "      x={0: [0.123456, 0.12", "         1: [0.123456, 0.1", "  should give {0: [0.12345",
-        "               1: [0.12345"]
+    starts = [line[: line.index(":") + 6] for line in text.split("\n") if ":" in line]
+    assert starts == ["      x={0: [0.1", "         1: [0.1", "  should give {0: [0.1", "               1: [0.1"], text
 
 
 def test_what_is_too_long_says_how_much_is_missing():
