@@ -204,7 +204,7 @@ the slope is $-\beta/2 = -0.05$. A pair that is already well ordered has almost 
         Mistake("That is the sigmoid's own slope, sigma(u) sigma(-u): the logarithm in front of it is missing.",
             right="torch.sigmoid(-beta * z)", wrong="torch.sigmoid(beta * z) * torch.sigmoid(-beta * z)"),
     ],
-    cases=_dpo_gradient_cases)
+    cases=_dpo_gradient_cases, parts="chosen rejected")
 
 # %% ../../../nbs/world/exercises/lesson02.ipynb #strengths-cases
 def _strengths_cases():

@@ -57,7 +57,7 @@ see it in the size of the tie column.
             right="return win, len(read) - win - loss, loss",
             wrong="return win / len(read), (len(read) - win - loss) / len(read), loss / len(read)"),
     ],
-    cases=_count_both_cases)
+    cases=_count_both_cases, parts="wins ties losses")
 
 # %% ../../../nbs/world/exercises/lesson08.ipynb #prompts-needed-cases
 def _prompts_needed_cases():
