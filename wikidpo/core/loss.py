@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .config import check_loss_options
+from .config import check_loss_options # noqa: F401, RUF100 for the family
 from .files import UserError
 
 # %% ../../nbs/lessons/02_the_loss.ipynb #6f5def52
