@@ -84,7 +84,7 @@ def _draw_column(ax, run, column, label, color, dash):
 def _draw_line(ax, value, label):
     "A horizontal line to compare with, and its name beside it, where no curve comes"
     ax.axhline(value, color=INK, lw=.8, ls=(0, (2, 2)))
-    ax.annotate(label.replace(" ", "\n", 1), (1, value), xycoords=("axes fraction", "data"), xytext=(3, 0),
+    ax.annotate(label.replace(" ", "\n", len(label) > 8), (1, value), xycoords=("axes fraction", "data"), xytext=(3, 0),
                 textcoords="offset points", ha="left", va="center", fontsize=8, color=INK)
 
 # %% ../../nbs/show/curves.ipynb #dc49ab08
@@ -99,9 +99,8 @@ def draw_panel(ax, # matplotlib axes
         for column, (label, color) in logged.items():
             _draw_column(ax, run, column, label if run is runs[0] else None, color, dash)
     if panel.line: _draw_line(ax, *panel.line)
-    if len(logged) > 1:
-        ax.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right", bbox_to_anchor=(1, 1), ncols=2,
-                  borderaxespad=0, handlelength=1.2, columnspacing=1)
+    if len(logged) > 1: # below the panel, where no curve comes
+        ax.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper center", bbox_to_anchor=(.5, -.2), ncols=2)
     if panel.columns.keys() == {"lr"}: ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel(panel.unit, fontsize=8, color=INK)

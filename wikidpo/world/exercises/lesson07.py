@@ -108,6 +108,26 @@ def _diagnose_cases():
             (.6931, .5, .05, -.1), (.6931, .8, .4, -1.5), (.6931, .6, .01, 0.)]
     return [(dict(zip(("first_loss", "accuracy", "margin", "chosen"), row)),) for row in rows]
 
+# %% ../../../nbs/world/exercises/lesson07.ipynb #diagedg2
+_AT_THE_EDGES = [
+    Mistake("An accuracy below one half is no lack of learning: it learnt the opposite.",
+        right='    if run["accuracy"] < .5: return "flipped"\n', wrong=""),
+    Mistake("An accuracy of exactly one half is guessing, not the wrong way round: below 0.5 means <.",
+        right='["accuracy"] < .5', wrong='["accuracy"] <= .5'),
+    Mistake("A chosen reward of exactly -1.5 has not dived below it: < and not <=.",
+        right='["chosen"] < -1.5', wrong='["chosen"] <= -1.5'),
+    Mistake("A margin of exactly 0.01 is not below 0.01: < and not <=.",
+        right='["margin"] < .01', wrong='["margin"] <= .01'),
+    Mistake("The order of the list counts: where both apply, a run is flipped before it is fleeing.",
+        source='''
+def diagnose(run):
+    if abs(run["first_loss"] - math.log(2)) > .001: return "reference"
+    if run["chosen"] < -1.5: return "fleeing"
+    if run["accuracy"] < .5: return "flipped"
+    return "idle" if run["margin"] < .01 else "healthy"
+'''),
+]
+
 # %% ../../../nbs/world/exercises/lesson07.ipynb #31a97e28
 check_diagnose = Exercise(
     lesson=7, title="A diagnosis in five words", stars=2, minutes=12,
@@ -153,21 +173,6 @@ both rewards fell, one faster.
             right="math.log(2)", wrong=".5"),
         Mistake("A first loss below ln 2 is as wrong as one above.",
             right='abs(run["first_loss"] - math.log(2)) > .001', wrong='run["first_loss"] - math.log(2) > .001'),
-        Mistake("An accuracy below one half is no lack of learning: it learnt the opposite.",
-            right='    if run["accuracy"] < .5: return "flipped"\n', wrong=""),
-        Mistake("An accuracy of exactly one half is guessing, not the wrong way round: below 0.5 means <.",
-            right='["accuracy"] < .5', wrong='["accuracy"] <= .5'),
-        Mistake("A chosen reward of exactly -1.5 has not dived below it: < and not <=.",
-            right='["chosen"] < -1.5', wrong='["chosen"] <= -1.5'),
-        Mistake("A margin of exactly 0.01 is not below 0.01: < and not <=.",
-            right='["margin"] < .01', wrong='["margin"] <= .01'),
-        Mistake("The order of the list counts: where both apply, a run is flipped before it is fleeing.",
-            source='''
-def diagnose(run):
-    if abs(run["first_loss"] - math.log(2)) > .001: return "reference"
-    if run["chosen"] < -1.5: return "fleeing"
-    if run["accuracy"] < .5: return "flipped"
-    return "idle" if run["margin"] < .01 else "healthy"
-'''),
+        *_AT_THE_EDGES,
     ],
     cases=_diagnose_cases)
