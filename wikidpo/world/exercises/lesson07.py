@@ -125,8 +125,7 @@ def diagnose(run):
     if run["chosen"] < -1.5: return "fleeing"
     if run["accuracy"] < .5: return "flipped"
     return "idle" if run["margin"] < .01 else "healthy"
-'''),
-]
+''')]
 
 # %% ../../../nbs/world/exercises/lesson07.ipynb #31a97e28
 check_diagnose = Exercise(
