@@ -65,6 +65,7 @@ def _prompts_needed_cases():
     return [(.55, .4), (.6, .2), (.65, .7)]
 
 # %% ../../../nbs/world/exercises/lesson08.ipynb #b5672591
+# style: one exercise with its mistakes
 check_prompts_needed = Exercise(
     lesson=8, title="How many prompts", stars=3, minutes=15,
     task=r"""
@@ -171,10 +172,11 @@ def _which_run_cases():
             ([-1, 0, -1, 1, 1, 1, -1, 1, 1, -1, 1, 0], [-1, 1, 1, 1, 1, 1, 1, 1, 1, -1, 1, 1])]
 
 # %% ../../../nbs/world/exercises/lesson08.ipynb #8c41f7d2
+# style: one exercise with its mistakes
 check_which_run = Exercise(
     lesson=8, title="Two runs, the same questions", stars=2, minutes=15,
     task=r"""
-Two runs were compared with one baseline, on the same questions: `first[i]` and `second[i]` are 1, 0
+Two runs were compared with a baseline, on the same questions: `first[i]` and `second[i]` are 1, 0
 or −1, a win, a tie or a loss on question $i$. Is one of the runs better? The questions are shared,
 so take the differences $d_i$ = `first[i]` − `second[i]`: their mean has the interval
 $\bar d \pm 1.96\,s/\sqrt n$, where $s$ is their standard deviation (divided by $n - 1$). Return
