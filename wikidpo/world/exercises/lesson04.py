@@ -148,6 +148,12 @@ mean either.
             right="len(decided)", wrong="len([v for v in first + second if v])"),
         Mistake("The second order is missing: in a single one, better answers and better places look alike.",
             right="first + second if v in", wrong="first if v in"),
+        Mistake("That is the mean of the two shares: an order in which more was decided counts for more. "
+            "Count over both orders together.", source='''
+def first_place(first, second):
+    def share(votes): return votes.count("A") / sum(v in ("A", "B") for v in votes)
+    return (share(first) + share(second)) / 2
+'''),
         Mistake("That is the share of the answer shown second.", right='count("A")', wrong='count("B")'),
     ],
     cases=_first_place_cases)
