@@ -9,7 +9,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT/"nbs"/"lessons").glob("[0-9]*.ipynb"))
-LAST = LESSONS[-1].stem
 LONGEST = 5 # lines of the median example cell
 
 
@@ -101,3 +100,15 @@ def test_what_is_asked_is_answered(path):
 def test_the_index_lists_every_lesson():
     index = "\n".join(prose(ROOT/"nbs"/"index.ipynb"))
     assert re.findall(r"^\| \d+ \| \[.+?\]\(lessons/(.+?)\)", index, re.M) == [p.name for p in LESSONS]
+
+
+def test_links_to_cells_of_other_lessons_lead_somewhere():
+    for path in LESSONS:
+        for name, cell in re.findall(r"\]\(([\w.-]+\.ipynb)#cell-id=([\w-]+)\)", "\n".join(prose(path))):
+            assert cell in {c["id"] for c in cells(path.parent/name)}, (path.name, name, cell)
+
+
+def test_the_closing_page_has_a_takeaway_of_every_lesson():
+    closing = "\n".join(prose(LESSONS[-1]))
+    linked = set(re.findall(r"\]\((\d\d)_[\w]+\.ipynb#cell-id=", closing))
+    assert linked == {p.name[:2] for p in LESSONS} - {"00", "12", "13"}
