@@ -64,7 +64,7 @@ rest is normalised again. Forget that, and the row sums to less than 1.
 def _next_logits_cases():
     "logits, lens: all numbers differ, so that every other place shows"
     return [(torch.arange(24.).view(2, 4, 3), torch.tensor([3, 2])),
-            (torch.arange(40.).view(2, 4, 5).sin(), torch.tensor([2, 3]))]
+            (torch.arange(24.).view(2, 3, 4).sin(), torch.tensor([2, 3]))]
 
 # %% ../../../nbs/world/exercises/lesson03.ipynb #67a0f78f
 check_next_logits = Exercise(
@@ -109,9 +109,9 @@ def _positions_cases():
 check_positions = Exercise(
     lesson=3, title="Positions under left padding", stars=2, minutes=8,
     task="""
-Some engines pad on the left. Then a row's first real token must still have position 0, or the model
-sees a prompt that begins in the middle of the page. `mask` is 1 for real tokens. Give every token
-its position; pads get 0.
+Some engines pad on the left. A row's first real token must still get position 0: a model with a
+learned vector for each position would otherwise read the prompt as one that begins in the middle of
+the page. `mask` is 1 for real tokens. Give every token its position; pads get 0.
 
 **Predict first:** what are the positions of a row with mask 0 0 1 1 1?
 """,
@@ -130,7 +130,7 @@ looks at them.
             right="(mask.cumsum(-1) - 1).clamp(min=0)", wrong="torch.arange(mask.shape[-1]).expand(mask.shape)"),
         Mistake("Off by one: the first real token stands at 0.",
             right="mask.cumsum(-1) - 1", wrong="mask.cumsum(-1)"),
-        Mistake("Pads get -1, which indexes the last row of the table of angles.",
+        Mistake("Pads get -1, which indexes the last row of the table of positions.",
             right=".clamp(min=0)", wrong=""),
         Mistake("You count down the rows of the batch: count along the tokens.",
             right="cumsum(-1)", wrong="cumsum(0)"),
@@ -188,4 +188,4 @@ the answer.
         Mistake("All rows write at one column, the longest row's: each has its own cursor.",
             right="lens[alive]]", wrong="lens.max()]"),
     ],
-    cases=_write_tokens_cases)
+    cases=_write_tokens_cases, parts="ids lens done")

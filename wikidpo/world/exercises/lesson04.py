@@ -65,10 +65,11 @@ def read_score(reply):
 
 # %% ../../../nbs/world/exercises/lesson04.ipynb #expected-score-cases
 def _expected_score_cases():
-    "probs: beside another word, with 10 among them, hardly any grade, and one grade alone"
+    "probs: beside another word, with 10 among them, hardly any grade, just half, and one grade alone"
     return [({"6": .45, "8": .4, "The": .15},),
             ({"10": .6, "1": .1, "9": .3},),
             ({"I": .7, "5": .2, "4": .1},),
+            ({"It": .5, "8": .25, "6": .25},),
             ({"7": 1.},)]
 
 # %% ../../../nbs/world/exercises/lesson04.ipynb #a4f6e92d
@@ -147,6 +148,12 @@ mean either.
             right="len(decided)", wrong="len([v for v in first + second if v])"),
         Mistake("The second order is missing: in a single one, better answers and better places look alike.",
             right="first + second if v in", wrong="first if v in"),
+        Mistake("That is the mean of the two shares: an order in which more was decided counts for more. "
+            "Count over both orders together.", source='''
+def first_place(first, second):
+    def share(votes): return votes.count("A") / sum(v in ("A", "B") for v in votes)
+    return (share(first) + share(second)) / 2
+'''),
         Mistake("That is the share of the answer shown second.", right='count("A")', wrong='count("B")'),
     ],
     cases=_first_place_cases)
