@@ -1,4 +1,4 @@
-"RLHF in small: the edges that lesson 01 does not show"
+"RLHF in small: the edges that lesson 01 and its appendix, PPO in full, do not show"
 import copy
 import math
 
@@ -96,6 +96,23 @@ def test_reward_loss_gradient_is_the_share_of_surprise():
     reward_loss(r_c, r_r).sum().backward()
     assert torch.allclose(r_c.grad, -torch.sigmoid(-r_c.detach()), atol=1e-6)
     assert reward_loss(torch.tensor([-1e4]), torch.zeros(1)).item() == 1e4 # no overflow far out
+
+
+def test_reward_loss_by_hand():
+    r_c, r_r = torch.tensor([2., 0., -1.]), torch.tensor([1., 0., 3.])
+    by_hand = torch.tensor([math.log(1 + math.exp(-1)), math.log(2), math.log(1 + math.exp(4))])
+    assert torch.allclose(reward_loss(r_c, r_r), by_hand, atol=1e-6)
+    assert torch.allclose(reward_loss(r_c + 7, r_r + 7), by_hand, atol=1e-6) # only differences count
+
+
+def test_a_score_is_read_at_the_end_of_the_answer():
+    "a model whose numbers are the token ids shows which token is read"
+    ids, mask = join_rows([[5, 6], [5, 6, 7]], [[8, 9, end_id(TOK)], [8, end_id(TOK)]])
+    assert reward_score(lambda ids: ids.float(), ids, mask).tolist() == [end_id(TOK)] * 2
+
+
+def test_scalar_model_wants_a_wikigpt():
+    with pytest.raises(UserError, match="needs a WikiGPT"): ScalarModel(torch.nn.Linear(2, 2))
 
 
 def test_scores_do_not_depend_on_padding_or_on_the_other_rows(tiny):
