@@ -13,10 +13,11 @@ from .base import Exercise, Mistake
 
 # %% ../../../nbs/world/exercises/lesson06.ipynb #response-logprob-cases
 def _response_logprob_cases():
-    "logits, ids, mask: the uniform case of the prediction, and rows of two lengths"
+    "logits, ids, mask: the uniform case of the prediction, and two short rows, one of them padded"
+    logits = torch.tensor([[[2., 0, 1], [0, 3, 0], [1, 1, 0], [0, 0, 2]],
+                           [[0, 1, 2], [1, 0, 0], [3, 0, 1], [0, 2, 0]]])
     return [(torch.zeros(2, 3, 3), torch.tensor([[0, 1, 2], [2, 2, 0]]), torch.tensor([[0, 1, 1], [0, 1, 0]])),
-            (torch.arange(40.).view(2, 4, 5).sin() * 3, torch.tensor([[4, 0, 3, 1], [2, 1, 1, 0]]),
-             torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0]]))]
+            (logits, torch.tensor([[1, 0, 1, 2], [2, 1, 1, 0]]), torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0]]))]
 
 # %% ../../../nbs/world/exercises/lesson06.ipynb #83164795
 # style: one exercise with its cases
@@ -53,6 +54,26 @@ def response_logprob(logits, ids, mask):
     said = logp.gather(-1, ids[:, :, None])[..., 0]
     return (said * mask).sum(-1)
 '''),
+        Mistake("Shifted the wrong way: `logits[:, 1:]` with `ids[:, :-1]` asks each position for the token "
+            "*before* it. Drop the last logits and the first token.", source='''
+def response_logprob(logits, ids, mask):
+    "logits (B, T, V), ids (B, T), mask (B, T) -> log-probability of each row's answer in nats (B,)"
+    logp = logits[:, 1:].log_softmax(-1)
+    said = logp.gather(-1, ids[:, :-1, None])[..., 0]
+    return (said * mask[:, 1:]).sum(-1)
+'''),
+        Mistake("Shifted the wrong way, and the mask with it: `logits[:, 1:]` with `ids[:, :-1]` asks each "
+            "position for the token *before* it. Drop the last logits and the first token.", source='''
+def response_logprob(logits, ids, mask):
+    "logits (B, T, V), ids (B, T), mask (B, T) -> log-probability of each row's answer in nats (B,)"
+    logp = logits[:, 1:].log_softmax(-1)
+    said = logp.gather(-1, ids[:, :-1, None])[..., 0]
+    return (said * mask[:, :-1]).sum(-1)
+'''),
+        Mistake("The softmax runs over the positions: it must run over the vocabulary, the last axis.",
+            right=".log_softmax(-1)", wrong=".log_softmax(1)"),
+        Mistake("The softmax runs over the batch: it must run over the vocabulary, the last axis.",
+            right=".log_softmax(-1)", wrong=".log_softmax(0)"),
         Mistake("It is averaged over the tokens: a mean makes long and short answers "
             "look alike, and is not the log-probability of the text.",
             right=".sum(-1)", wrong=".sum(-1) / mask[:, 1:].sum(-1)"),
