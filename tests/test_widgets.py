@@ -15,6 +15,7 @@ from wikidpo.core.pairs import make_pairs
 from wikidpo.show.beta import BetaSlider, pull
 from wikidpo.show.inspector import columns, differing, ORDERS, PairInspector, select
 from wikidpo.show.player import RunPlayer
+from wikidpo.show.predict import ask, outcome, predictions
 from wikidpo.show.run import load_run
 from wikidpo.show.vote import BlindVote, kappa
 from wikidpo.show.widgets import LIVE
@@ -238,3 +239,42 @@ def test_margins_are_those_of_the_run(tmp_path): # style: one run, looked at fro
     assert rows[-1]["z"] == pytest.approx(margin(*policy_logps, *ref_logps).tolist(), abs=2e-3)
     player = RunPlayer(load_run(tmp_path/"run9"))
     assert player.z.shape == (len(rows), 9) and player.run["beta"] == recipe["beta"]
+
+
+# --- predictions
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    path = tmp_path/"kept"/"predictions.json"
+    monkeypatch.setenv("WIKIDPO_PREDICTIONS", str(path))
+    return path
+
+
+def test_a_prediction_is_stored_and_comes_back(kept, capsys):
+    options = ["colder", "warmer"]
+    w = ask("03-winner", "Which answer wins?", options)
+    browser(w, answer="warmer")
+    assert predictions() == {"03-winner": {"question": "Which answer wins?", "answer": "warmer"}}
+    assert ask("03-winner", "Which answer wins?", options).answer == "warmer"
+    outcome("03-winner", "colder")
+    assert capsys.readouterr().out == "Measured: colder; you predicted: warmer.\n"
+    browser(w, answer="colder")
+    assert "the outcome has been seen" in w.error
+    assert predictions()["03-winner"] == {"question": "Which answer wins?", "answer": "warmer", "outcome": "colder"}
+
+
+def test_no_prediction_is_made_up(kept, capsys):
+    ask("03-winner", "Which answer wins?", ["colder", "warmer"])
+    outcome("03-winner", "colder")
+    assert capsys.readouterr().out == "Measured: colder. (You stored no prediction.)\n" and not kept.exists()
+
+
+def test_what_cannot_be_a_prediction_is_refused(kept):
+    w = ask("03-winner", "Which answer wins?", ["colder", "warmer"])
+    with pytest.raises(UserError, match="'both' is none of the answers: colder, warmer"): w.answer = "both"
+    kept.parent.mkdir()
+    for text in ("no json", "[1]", '{"03-winner": 7}'):
+        kept.write_text(text)
+        with pytest.raises(UserError, match="no predictions; delete the file"): outcome("03-winner", "colder")
+    assert kept.read_text() == '{"03-winner": 7}'

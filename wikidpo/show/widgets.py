@@ -24,7 +24,7 @@ STATIC = Path(__file__).parent/"static" if "__file__" in globals() else Path("..
 LIVE = "This figure stands in for a widget: run the cell in JupyterLab to use it"
 
 @cache
-def module(name:str # of the widget: beta, inspector, tokens, player or vote
+def module(name:str # of the widget: beta, inspector, tokens, player, vote or predict
            )->str:
     "The JavaScript of a widget: what all share, the losses, its own file"
     return "\n".join((STATIC/f"{part}.js").read_text(encoding="utf-8") for part in ("common", "losses", name))
@@ -55,13 +55,17 @@ class LabWidget(anywidget.AnyWidget):
 
     def static_figure(self)->Figure: raise NotImplementedError
 
+    def stand_in(self)->dict:
+        "What a cell shows after the widget, by MIME type: the static figure"
+        return {"image/png": png(self.static_figure()), "text/plain": LIVE}
+
     def _ipython_display_(self):
         shell = get_ipython()
         parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
         if cell := parent.get("metadata", {}).get("cellId"): # a front end that can show widgets names the cell
             self._remember(cell, parent["header"]["msg_id"])
             display(self._repr_mimebundle_()[0], raw=True)
-        display({"image/png": png(self.static_figure()), "text/plain": LIVE}, raw=True)
+        display(self.stand_in(), raw=True)
 
     def _remember(self, cell, run):
         "This run of the cell shows this widget; close those that its last run showed"
