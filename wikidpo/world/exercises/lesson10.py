@@ -116,7 +116,7 @@ def _trl_ipo_cases():
 check_trl_ipo = Exercise(
     lesson=10, title="IPO with two rulers", stars=2, minutes=12,
     task=r"""
-IPO wants the margin to *be* $\frac1{2\beta}$: its loss is $(z - \frac{1}{2\beta})^2$. This course
+IPO wants the margin to *be* $\frac1{2\beta}$: its loss is $(z - \frac{1}{2\beta})^2$. Lesson 02
 measures $z$ in nats over the whole answer; TRL divides each side's log-ratio by its number of
 tokens first. Write TRL's loss, one number for each pair.
 
@@ -138,7 +138,7 @@ TRL's: 5 nats *a token* are 200 over the answer. The same word `beta` in two pro
 different numbers; compare the rulers before the results.
 """,
     mistakes=[
-        Mistake("It is summed, as in this course: TRL divides each log-ratio by its number of tokens.",
+        Mistake("It is summed, as in lesson 02: TRL divides each log-ratio by its number of tokens.",
             right="(pi_c - ref_c) / n_c - (pi_r - ref_r) / n_r", wrong="(pi_c - ref_c) - (pi_r - ref_r)"),
         Mistake("Both sides are divided by one length: each has its own.",
             right="(pi_r - ref_r) / n_r", wrong="(pi_r - ref_r) / n_c"),
