@@ -1,0 +1,102 @@
+"What every lesson has: its source's one name, its neighbours, the picture, five questions answered by cells"
+import ast
+import json
+import re
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LESSONS = sorted((ROOT/"nbs"/"lessons").glob("[0-9]*.ipynb"))
+LAST = LESSONS[-1].stem
+LONGEST = 5 # lines of the median example cell
+
+
+def cells(path): return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def text(cell): return "".join(cell["source"])
+
+
+def prose(path): return [text(c) for c in cells(path) if c["cell_type"] == "markdown"]
+
+
+def every(*names): return pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+
+
+@every()
+def test_its_title_has_its_number(path):
+    title = next(line for p in prose(path) for line in p.split("\n") if line.startswith("# "))
+    assert title.startswith(f"# Lesson {path.stem[:2]} · ")
+
+
+OTHER_NAMES = (r"\bthe document\b", r"\bthe course\b", r"\blesson 10 of\b(?!,? .Preference Data)", r"\bthis course\b")
+
+
+@pytest.mark.parametrize("path", [*LESSONS, ROOT/"nbs"/"index.ipynb"], ids=lambda p: p.stem)
+def test_the_source_has_one_name(path):
+    "It is the original lesson; what else it might be called is refused"
+    found = [m[0] for p in prose(path) for pattern in OTHER_NAMES for m in re.finditer(pattern, p, re.IGNORECASE)]
+    assert not found
+
+
+@every()
+def test_it_leads_to_its_neighbours(path):
+    i, last = LESSONS.index(path), prose(path)[-1]
+    links = re.findall(r"\]\(([^)]+\.ipynb)\)", last)
+    wanted = [p.name for p in (LESSONS[i - 1:i] if i else []) + LESSONS[i + 1:i + 2]]
+    assert links[:len(wanted)] == wanted
+
+
+@every()
+def test_it_shows_the_pipeline(path):
+    pictures = [m for p in prose(path) for m in re.findall(r"!\[([^]]+)\]\((\.\./\.\./images/pipeline[a-z_]*\.svg)\)", p)]
+    assert pictures and all((path.parent/where).resolve().exists() for _, where in pictures)
+
+
+@every()
+def test_five_questions_are_answered_by_cells(path):
+    ids = {c["id"] for c in cells(path)}
+    asked = [p for p in prose(path) if p.startswith("## Five questions")]
+    assert len(asked) == 1
+    folds = re.findall(r"<details><summary>\d · (.+?)</summary>(.+?)</details>", asked[0], re.DOTALL)
+    assert len(folds) == 5
+    for question, answer in folds:
+        places = re.findall(r"\(#cell-id=([\w-]+)\)", answer)
+        assert question.endswith("?") or "?" in question or question.endswith("."), question
+        assert places and set(places) <= ids, (question, places)
+
+
+def lines(source):
+    "Of an example: without directives, comments and blank lines"
+    return [line for line in source.split("\n") if line.strip() and not line.lstrip().startswith("#")]
+
+
+@every()
+def test_examples_are_small(path):
+    code = [text(c) for c in cells(path) if c["cell_type"] == "code"]
+    examples = [len(lines(s)) for s in code if "#| export" not in s and lines(s)]
+    assert median(examples) <= LONGEST
+
+
+@every()
+def test_outcomes_of_predictions_are_measured(path):
+    "What `outcome` is told is no text that somebody typed"
+    for source in (text(c) for c in cells(path) if c["cell_type"] == "code"):
+        for node in ast.walk(ast.parse(re.sub(r"(?m)^\s*[%!].*$", "pass", source))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "outcome":
+                key, measured = node.args
+                assert ast.literal_eval(key).startswith(f"{path.stem[:2]}-") and not isinstance(measured, ast.Constant)
+
+
+@every()
+def test_what_is_asked_is_answered(path):
+    source = "\n".join(text(c) for c in cells(path) if c["cell_type"] == "code")
+    asked, told = (set(re.findall(rf"\b{f}\(\s*\"(\d\d-[\w-]+)\"", source)) for f in ("ask", "outcome"))
+    assert asked == told
+
+
+def test_the_index_lists_every_lesson():
+    index = "\n".join(prose(ROOT/"nbs"/"index.ipynb"))
+    assert re.findall(r"^\| \d+ \| \[.+?\]\(lessons/(.+?)\)", index, re.M) == [p.name for p in LESSONS]
