@@ -60,6 +60,7 @@ def _logged_margin_cases():
             (torch.tensor([3., .1]), .25, .001, True)]
 
 # %% ../../../nbs/world/exercises/lesson09.ipynb #ad5bde25
+# style: one exercise, a line or two a mistake
 check_logged_margin = Exercise(
     lesson=9, title="The first step, for every beta", stars=3, minutes=20,
     task=r"""
@@ -118,6 +119,7 @@ def _kl_estimates_cases():
             (torch.tensor([-3., -4.]), torch.tensor([-2.5, -4.]))]
 
 # %% ../../../nbs/world/exercises/lesson09.ipynb #59266610
+# style: one exercise, a line or two a mistake
 check_kl_estimates = Exercise(
     lesson=9, title="How far has it gone", stars=2, minutes=12,
     task=r"""
@@ -180,6 +182,7 @@ def _choose_beta_cases():
              {.05: none, .1: (.1, .2), .5: (.13, .25)})]
 
 # %% ../../../nbs/world/exercises/lesson09.ipynb #ee8517ee
+# style: one exercise, a line or two a mistake
 check_choose_beta = Exercise(
     lesson=9, title="Which beta to keep", stars=2, minutes=12,
     task="""

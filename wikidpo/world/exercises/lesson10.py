@@ -113,6 +113,7 @@ def _trl_ipo_cases():
              torch.tensor([-9.]), torch.tensor([8]), .5)]
 
 # %% ../../../nbs/world/exercises/lesson10.ipynb #62e26cbd
+# style: one exercise, a line or two a mistake
 check_trl_ipo = Exercise(
     lesson=10, title="IPO with two rulers", stars=2, minutes=12,
     task=r"""
