@@ -1,7 +1,10 @@
 """The exercises: each is whole, its checker lets the solution pass, knows every mistake by its name, and is polite
 to everything else."""
+import ast
 import random
+import time
 from collections import Counter
+from itertools import combinations
 
 import nbformat
 import pytest
@@ -11,7 +14,19 @@ from hypothesis import strategies as st
 
 import exercises as tool
 from wikidpo.world.exercises.all import EXERCISES
-from wikidpo.world.exercises.base import Exercise, Mistake, differs, prove, unwrap
+from wikidpo.world.exercises.base import (
+    Exercise,
+    Mistake,
+    differs,
+    first_sentence,
+    in_full,
+    outcomes,
+    printed,
+    prove,
+    spell,
+    spoil_twice,
+    unwrap,
+)
 
 NAMES = sorted(EXERCISES)
 MISTAKES = [(name, says) for name in NAMES for says in EXERCISES[name].wrong()]
@@ -20,7 +35,10 @@ MISTAKES = [(name, says) for name in NAMES for says in EXERCISES[name].wrong()]
 @pytest.mark.parametrize("name", NAMES)
 def test_solution_passes(name):
     e = EXERCISES[name]
-    assert e.review(e.load(e.solution)) == f"right, in all {len(e.cases())} cases."
+    said, answer = e.review(e.load(e.solution)).split("\n")
+    assert said == (f"right, in all {len(e.cases())} cases." if len(e.cases()) > 1 else "right.")
+    assert answer.startswith("  And the prediction? ") and not set("\\${}") & set(answer), answer
+    assert answer.endswith((".", "!", "?")) and len(answer) < 250, answer
 
 
 @pytest.mark.parametrize("name, says", MISTAKES)
@@ -53,9 +71,9 @@ def test_exercise_is_whole(name):
 
 
 def test_counts():
-    "At least 25 in all, two to five in each lesson, easy ones and hard ones."
+    "At least 25 in all, two to six in each lesson, easy ones and hard ones."
     found = Counter(e.lesson for e in EXERCISES.values())
-    assert sorted(found) == [*range(1, 11), 12] and all(2 <= n <= 5 for n in found.values()), found
+    assert sorted(found) == [*range(1, 11), 12] and all(2 <= n <= 6 for n in found.values()), found
     assert len(EXERCISES) >= 25 and {e.stars for e in EXERCISES.values()} == {1, 2, 3}
 
 
@@ -67,8 +85,277 @@ def test_cases_are_fresh_each_time():
         z.zero_()
         return z, z
 
-    e.review(spoils)
+    assert "  Besides, `z` is changed by dpo_gradient." in e.review(spoils)
     assert e.review(e.load(e.solution)).startswith("right")
+
+
+# --- what the learner reads of a case
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cases_are_printed_in_full(name):
+    for text in printed(EXERCISES[name]):
+        assert in_full(text), text
+        assert max(map(len, text.split("\n"))) <= 130, text
+
+
+def tiny(solution, mistakes=(), cases=((2.0, 3.0),), **fields):
+    "An exercise with the least that one needs."
+    texts = dict(lesson=0, title="Tiny", stars=1, minutes=1, task="", hint="", answer="Yes. No.")
+    return Exercise(solution=solution, mistakes=list(mistakes), cases=lambda: list(cases), **texts, **fields)
+
+
+MOMENTS = """
+def moments(x):
+    "x (n,) -> mean, and mean square"
+    return x.mean(), (x ** 2).mean()
+"""
+
+
+def test_a_case_too_wide_for_a_line_has_one_for_each_argument():
+    rows = [{"beta": b, "win": 0.6, "low": 0.55, "high": 0.65, "kl": 9.5} for b in (0.05, 0.1, 0.5)]
+    e = tiny('def best(rows, floor):\n    "rows"\n    return rows[0]["beta"]\n', cases=[(rows, 0.5)])
+    review = e.review(lambda rows, floor: 0)
+    lines = review.split("\n")
+    assert lines[1:4] == ["  Case 1: best(",
+                          "      rows=[{'beta': 0.05, 'win': 0.6, 'low': 0.55, 'high': 0.65, 'kl': 9.5},",
+                          "            {'beta': 0.1, 'win': 0.6, 'low': 0.55, 'high': 0.65, 'kl': 9.5},"]
+    assert lines[5] == "      floor=0.5)"
+    assert lines[-1] == "  should give 0.05; yours gives 0" and in_full(review)
+
+
+def test_a_tensor_of_63_numbers_is_printed_and_one_of_64_is_counted():
+    e = tiny('def same(x):\n    "x -> x"\n    return x\n', cases=[(torch.rand(7, 9),)])
+    assert all(map(in_full, printed(e)))
+    e = tiny(e.solution, cases=[(torch.rand(8, 8),)])
+    assert "<tensor (8, 8): 64 numbers>" in printed(e)[0] and not in_full(printed(e)[0])
+
+
+def test_a_wide_dict_has_a_line_for_each_key():
+    e = tiny('def same(x):\n    "x -> x"\n    return x\n', cases=[({k: [0.123456] * 8 for k in range(2)},)])
+    [text] = printed(e)
+    starts = [line[: line.index(":") + 6] for line in text.split("\n") if ":" in line]
+    assert starts == ["      x={0: [0.1", "         1: [0.1", "  should give {0: [0.1", "               1: [0.1"], text
+
+
+def test_what_is_too_long_says_how_much_is_missing():
+    e = tiny('def many(n):\n    "n"\n    return n\n', cases=[(2,)])
+    review = e.review(lambda n: list(range(1000)))
+    assert " ... and 3,438 characters more" in review and len(review) < 2000 and not in_full(review)
+    with pytest.raises(AssertionError, match="a case is too large to be printed"):
+        prove(tiny(e.solution, cases=[("a" * 2000,)]))
+
+
+def test_numbers_that_differ_look_different():
+    e = tiny('def third(x, y):\n    "x, y"\n    return 100 / 3\n', tol=1e-7)
+    assert e.review(lambda x, y: 33.33334).endswith("should give 33.33333333; yours gives 33.33334")
+    x = torch.tensor([1 / 3])
+    e = tiny('def third(x, y):\n    "x, y"\n    return torch.ones(1) / 3\n', tol=1e-5)
+    assert "should give tensor([0.33333334]); yours gives tensor([0.333345" in e.review(lambda *args: x + 1.2e-5)
+
+
+# --- the edges of the rules
+
+NEXT_TO = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
+NO_EDGE = {  # where nothing stands on the edge
+    "share_colder": "the equal ones are left out before",
+    "which_run: mean > 0": "0 is inside of every interval around it, and asked for first",
+    "diagnose: abs(run['first_loss'] - math.log(2)) > 0.001": "no loss is exactly that far from ln 2",
+}
+
+
+def edges(name):
+    "(comparison, the source in which it counts the edge to the other side) of a solution"
+    def compares(tree):
+        return [c for c in ast.walk(tree) if isinstance(c, ast.Compare) and type(c.ops[0]) in NEXT_TO]
+
+    source = EXERCISES[name].solution
+    for i in range(len(compares(ast.parse(source)))):
+        tree = ast.parse(source)
+        compare = compares(tree)[i]
+        rule = ast.unparse(compare)
+        compare.ops[0] = NEXT_TO[type(compare.ops[0])]()
+        yield rule, ast.unparse(tree)
+
+
+EDGES = [(name, rule, source) for name in NAMES for rule, source in edges(name)
+         if not {name, f"{name}: {rule}"} & set(NO_EDGE)]
+
+
+@pytest.mark.parametrize("name, rule, source", EDGES, ids=[f"{name}: {rule}" for name, rule, _ in EDGES])
+def test_a_case_stands_on_the_edge_of_every_rule(name, rule, source):
+    e = EXERCISES[name]
+    assert not e.review(e.load(source)).startswith("right"), f"no case tells {rule} from its neighbour"
+
+
+# --- parts, cases, pairs
+
+
+@pytest.mark.parametrize("f, says", [
+    (lambda x: (x.mean(), x.mean() ** 2), "mean is right, square is not."),
+    (lambda x: (x.sum(), (x ** 2).mean()), "square is right, mean is not."),
+    (lambda x: (x.mean(), None), "mean is right, square is not."),
+    (lambda x: (-x.mean(), (x ** 2).mean()), "square is right, mean is not. In mean: the sign is flipped."),
+    (lambda x: (2 * x.mean(), (x ** 2).mean() + 1), " In mean: every number is 2 times the right one. "
+                                                    "In square: every number is off by +1."),
+])
+def test_parts_are_compared_one_by_one(f, says):
+    cases = [(torch.tensor([1.0, 3.0]),), (torch.tensor([1.0, 5.0, 6.0]),)]
+    e = tiny(MOMENTS, cases=cases, parts="mean square")
+    assert says in e.review(f)
+    unnamed = says.replace("mean", "part 1").replace("square", "part 2")
+    unnamed = unnamed.replace("part 1 is", "'part 1' is").replace("part 2 is", "'part 2' is")
+    assert unnamed in tiny(MOMENTS, cases=cases).review(f)
+
+
+def test_the_keys_of_a_dict_are_its_parts():
+    e = EXERCISES["step_metrics"]
+    right = e.load(e.solution)
+    review = e.review(lambda *args: right(*args) | {"accuracy": 0.123})
+    assert "cases. margin is right, accuracy is not.\n" in review, review
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if EXERCISES[name].parts])
+def test_names_of_parts_fit(name):
+    e = EXERCISES[name]
+    values = [value for value in outcomes(e, e.load(e.solution)) if value is not None]
+    assert values and all(isinstance(value, tuple) and len(value) == len(e.parts.split()) for value in values)
+
+
+def test_a_factor_may_change_from_case_to_case():
+    e = tiny('def scaled(x, beta):\n    "x, beta"\n    return x\n',
+             cases=[(torch.tensor([1.0, 2.0]), 0.1), (torch.tensor([1.0, 2.0]), 0.5), (torch.tensor([3.0, 2.0]), 1.0)])
+    review = e.review(lambda x, beta: beta**2 * x)
+    assert "right in 1 of 3 cases. In case 1: every number is 0.01 times the right one. " \
+        "In case 2: every number is 0.25 times the right one.\n" in review, review
+
+
+def test_nan_where_it_belongs_is_no_clue():
+    e = tiny('def f(x, y):\n    "x, y"\n    return torch.tensor([torch.nan, 1., 5.])\n')
+    assert "NaN" not in e.review(lambda x, y: torch.tensor([torch.nan, 2.0, 7.0])).split("\n")[0]
+
+
+PAIRS = [(name, a, b) for name in NAMES for a, b in combinations(EXERCISES[name].mistakes, 2)
+         if spoil_twice(EXERCISES[name].solution, a, b)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_mistakes_at_once_are_named_both(name):
+    "Unless the two do what one does, or stop."
+    e = EXERCISES[name]
+    alone = [outcomes(e, e.load(source)) for source in [e.solution, *e.wrong().values()]]
+    for a, b in [(a, b) for other, a, b in PAIRS if other == name]:
+        f = e.load(spoil_twice(e.solution, a, b))
+        found = outcomes(e, f)
+        review = e.review(f)
+        if any(isinstance(value, Exception) for value in found):
+            continue
+        same = [values for values in alone if not any(map(lambda g, w: bool(differs(g, w, e.tol)), found, values))]
+        if not same:
+            assert "cases. Two things at once. " in review, review
+            assert review.count(" And: ") == 1 and sum(says in review for says in e.wrong()) >= 2, review
+
+
+def test_most_pairs_go_together():
+    assert len(PAIRS) >= 300
+
+
+@pytest.mark.parametrize("pieces, both", [
+    ((("2 * x", "x ** 2"), ("return ", "return -")), "return -x ** 2"),
+    ((("2 * x", "x ** 2"), ("* x", "")), ""),  # one inside the other
+    ((("2 *", ""), ("* x", "")), ""),  # they overlap
+    ((("x", "y"), ("x", "z")), ""),  # the same piece
+    ((("2", "x"), ("x", "2")), "return x * 2"),  # what the first puts in is not changed by the second
+])
+def test_pieces_are_changed_together_if_they_do_not_touch(pieces, both):
+    a, b = (Mistake("Says.", right=right, wrong=wrong) for right, wrong in pieces)
+    assert spoil_twice("return 2 * x", a, b) == spoil_twice("return 2 * x", b, a) == both
+
+
+def test_a_source_may_have_a_piece_changed():
+    source, piece = Mistake("Says.", source="return 4 * x"), Mistake("Says.", right="return ", wrong="return -")
+    assert spoil_twice("return 2 * x", source, piece) == spoil_twice("return 2 * x", piece, source) == "return -4 * x"
+    assert spoil_twice("return 2 * x", source, source) == ""
+    assert spoil_twice("return 2 * x", source, Mistake("Says.", right="2", wrong="3")) == ""
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize("case, wrote, body", [
+    ((torch.ones(2), 3.0), "x", "x.add_(1)"),
+    ((torch.ones(2), 3.0), "x", "x[1:] = 7"),
+    (({"a": 1.0}, 3.0), "x", "x.clear()"),
+    (([1, 2], [3, 4]), "y", "y.append(5)"),
+    (([{"beta": 0.1}], None), "x", "x[0]['beta'] = 0.5"),
+    (((1, [2]), None), "x", "x[1].pop()"),
+    ((None, {"a": [torch.ones(2)]}), "y", "y['a'][0].zero_()"),
+])
+def test_arguments_are_not_changed(case, wrote, body):
+    "The right value, and an argument that is no longer what it was."
+    e = tiny('def one(x, y):\n    "x, y -> 1"\n    return 1\n', cases=[case])
+
+    def spoils(x, y):
+        exec(body, {"x": x, "y": y})
+        return 1
+
+    review = e.review(spoils)
+    assert review == (f"not yet. The values are right, but `{wrote}` is changed by one. "
+                      "Whoever calls it still needs it: make a new value, or work on a copy.")
+    assert tiny(e.solution, cases=e.cases()).review(lambda x, y: 2).count("changed") == 0
+
+
+def test_all_changed_arguments_are_named():
+    e = EXERCISES["write_tokens"]
+    right = e.load(e.solution)
+
+    def spoils(ids, lens, done, drawn, end):
+        found = right(ids, lens, done, drawn, end)
+        for x, value in zip((ids, lens, done), found):
+            x.copy_(value)
+        return ids, lens, done
+
+    assert "but `ids`, `lens` and `done` are changed by write_tokens." in e.review(spoils)
+
+
+def test_a_new_value_may_share_memory_with_an_argument():
+    e = tiny('def same(x, y):\n    "x, y -> x"\n    return x\n', cases=[(torch.ones(2), [1, [2]])])
+    assert e.review(lambda x, y: x).startswith("right")
+    assert "`y` is changed" in e.review(lambda x, y: y[1].append(3) or x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checker_answers_soon(name):
+    "Whatever it is given: all mistakes and all pairs are tried."
+    e = EXERCISES[name]
+    for f in (lambda *args: object(), lambda *args: 7.0, e.load(e.solution)):
+        start = time.process_time()
+        e.review(f)
+        assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("text, said", [
+    ("ln 2, about 0.693: a coin. And 200: far out", "ln 2, about 0.693: a coin."),
+    ("No: 1,303 are needed. Half", "No: 1,303 are needed."),
+    ("Nothing", "Nothing"),
+    ("", ""),
+    ("Why?", "Why?"),
+])
+def test_first_sentence(text, said):
+    assert first_sentence(text) == said
+
+
+@pytest.mark.parametrize("text, spelled", [
+    (r"3, whatever $\beta$ is: $Z = e^{3/\beta}$.", "3, whatever β is: Z = e^(3/β)."),
+    (r"$\frac{\beta^2}{2}\,\text{lr}\,|g|^2$", "β²/2 lr |g|²"),
+    (r"$\frac{\beta z}{n}$", "(β z)/n"),
+    (r"on $\log\pi(y_c)$ as hard", "on log π(y_c) as hard"),
+    (r"$\beta\,\text{lr}\sum|g|$", "β lrΣ|g|"),
+    ("the word `beta`, **twice**, and *once*", "the word beta, twice, and once"),
+    ("a * b * c", "a * b * c"),
+])
+def test_formulas_are_spelled(text, spelled):
+    assert spell(text) == spelled
 
 
 # --- functions that are none of the known mistakes
@@ -97,7 +384,7 @@ def test_garbage_is_never_right(seed):
     g = Garbage(seed)
     e = EXERCISES[g.choice(NAMES)]
     review = e.review(lambda *args: g.value())
-    assert review.startswith("not yet") and review.count("\n") <= 2 and len(review) < 1500, review
+    assert review.startswith("not yet") and len(review) < 5000, review
 
 
 @pytest.mark.parametrize("name", NAMES)

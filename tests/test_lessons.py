@@ -51,7 +51,8 @@ def test_it_leads_to_its_neighbours(path):
 
 @every()
 def test_it_shows_the_pipeline(path):
-    pictures = [m for p in prose(path) for m in re.findall(r"!\[([^]]+)\]\((\.\./\.\./images/pipeline[a-z_]*\.svg)\)", p)]
+    form = r"!\[([^]]+)\]\((\.\./\.\./images/pipeline[a-z_]*\.svg)\)"
+    pictures = [found for p in prose(path) for found in re.findall(form, p)]
     assert pictures and all((path.parent/where).resolve().exists() for _, where in pictures)
 
 

@@ -1,5 +1,5 @@
 "Reading run folders: columns, missing and broken parts, the figure, and the doctor"
-import io, math
+import io, json, math
 
 import pytest, yaml
 from matplotlib import pyplot
@@ -9,8 +9,11 @@ from runfolder import make_run, metrics, write_jsonl
 from wikidpo.cli import main
 from wikidpo.core.files import UserError
 from wikidpo.show.curves import curves, PANELS, trailing_mean
-from wikidpo.show.doctor import CHECKS, doctor, signs
+from wikidpo.run.config import RunTrainConfig
+from wikidpo.run.profiles import load_profile, section
+from wikidpo.show.doctor import doctor, signs
 from wikidpo.show.run import load_run
+from wikidpo.show.signs import CHECKS, ORIGINAL_CHECKS, ORIGINAL_SETTINGS
 
 
 def test_a_whole_run(tmp_path):
@@ -151,6 +154,7 @@ MEANS = [[-8/10, -20/40], [-3/5, -9/20]] # BY_TOKEN over TOKENS
 HARDLY_MOVED = each(lambda r: {"loss": math.log(2) - .001 * r["step"] / 120, MARGIN: r[MARGIN] / 200, CHOSEN: 0.})
 NOTHING_LEARNT = each(lambda r: {"loss": math.log(2), MARGIN: 1e-5 * r["step"] * (r["step"] > 1)})
 GROWING_NORM = each(lambda r: {"grad_norm": r["grad_norm"] * (1 + r["step"] / 40)})
+WILD = each(lambda r: {"loss": .2 if r["step"] % 3 else 9.}, begin=40) # mean 3.1, with a standard error of 0.8
 TOO_EASY = each(lambda r: {"loss": .01}, begin=10)
 NOISE = each(lambda r: {"loss": .70 if r["step"] > 1 else math.log(2), ACCURACY: .5})
 
@@ -175,6 +179,7 @@ def backwards(rows):
     ("beta is too low: the policy has moved", dict(change=HARDLY_MOVED, beta=.002)),
     ("learning rate is too low", dict(change=NOTHING_LEARNT)),
     ("learning rate is too high", dict(change=GROWING_NORM)),
+    ("wrecked: the learning rate is too high", dict(change=WILD)),
     ("known by heart", dict(change=TOO_EASY, epochs=3)),
     ("something trivial", dict(change=TOO_EASY)),
     ("wrong way round", dict(change=backwards)),
@@ -184,6 +189,62 @@ def backwards(rows):
 def test_the_doctor_names_the_illness(tmp_path, words, how):
     text, cause = doctor(sick(tmp_path/"run", **how))
     assert words in cause and "FAILS" in text, text
+
+
+def test_a_wild_loss_does_not_glide(tmp_path):
+    "Its standard error is so large that the mean alone would excuse it"
+    loss = next(s for s in signs(load_run(sick(tmp_path/"wild", change=WILD))) if "glides" in s.name)
+    assert loss.holds is False and "single steps 0.20 to 9.00" in loss.found
+
+
+def ends_at(loss, accuracy):
+    "A change: the last half of a run"
+    return each(lambda r: {"loss": loss, ACCURACY: accuracy}, begin=60)
+
+
+def wikigpt(path, loss=.58, accuracy=.78, judged=None, **train):
+    "A run with the settings of the profile wikigpt that ends with these numbers"
+    run = sick(path, change=ends_at(loss, accuracy), **ORIGINAL_SETTINGS | {"lr": 1e-6} | train)
+    (run/"summary.json").write_text(json.dumps({"judge": judged} if judged else {}))
+    return run
+
+
+def judged(rate, low, high): return {"decided_win_rate": rate, "ci_low": low, "ci_high": high}
+
+
+def test_the_settings_of_the_original_lesson_are_those_of_its_profile():
+    "And no other profile has them"
+    for name in ("wikigpt", "miniwiki", "smollm2"):
+        train = section(RunTrainConfig, "train", load_profile(name)["train"])
+        same = all(getattr(train, key) == value for key, value in ORIGINAL_SETTINGS.items())
+        assert same == (name == "wikigpt"), name
+
+
+@pytest.mark.parametrize("numbers", [
+    {}, {"loss": .55}, {"loss": .62}, {"accuracy": .7}, {"accuracy": .85}, {"judged": judged(.6, .52, .68)},
+    {"judged": judged(.5, .4, .6)}, {"judged": judged(.72, .62, .8)}, {"judged": judged(None, 0., 1.)}])
+def test_a_wikigpt_run_inside_the_ranges_of_the_original_lesson_is_healthy(tmp_path, numbers):
+    run = wikigpt(tmp_path/"run", **numbers)
+    assert doctor(run)[1] == "", doctor(run)[0]
+    assert len(signs(load_run(run))) == len(CHECKS) + len(ORIGINAL_CHECKS)
+
+
+@pytest.mark.parametrize("words, numbers", [
+    ("more was learnt than in the original lesson", {"loss": .5}),
+    ("less was learnt than in the original lesson", {"loss": .65}),
+    ("less was learnt than in the original lesson", {"accuracy": .66}),
+    ("more was learnt than in the original lesson", {"accuracy": .9}),
+    ("the answers hardly got better", {"judged": judged(.45, .4, .52)}),
+    ("look at lengths", {"judged": judged(.8, .7, .88)})])
+def test_a_wikigpt_run_outside_the_ranges_is_told_so(tmp_path, words, numbers):
+    text, cause = doctor(wikigpt(tmp_path/"run", **numbers))
+    assert words in cause and "FAILS" in text, text
+
+
+@pytest.mark.parametrize("other", [{"beta": 1.25}, {"block_size": 256}, {"epochs": 2}, {"loss_type": "ipo"}])
+def test_other_settings_are_not_held_to_these_ranges(tmp_path, other):
+    checks = signs(load_run(wikigpt(tmp_path/"run", loss=.4, accuracy=.9, **other)))
+    assert not any("original" in s.name for s in checks)
 
 
 @pytest.mark.parametrize("loss_type, first", [("ipo", 25.), ("hinge", 1.)])

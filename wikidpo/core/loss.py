@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .config import check_loss_options
+from .config import check_loss_options # noqa: F401, RUF100 for the family
 from .files import UserError
 
 # %% ../../nbs/lessons/02_the_loss.ipynb #6f5def52
@@ -50,13 +50,14 @@ def gradient_weight(z, # (B,) margin in nats
     d dpo_loss / dz is -beta times this"""
     return torch.sigmoid(-beta * z)
 
-# %% ../../nbs/lessons/02_the_loss.ipynb #c8a84659
+# %% ../../nbs/appendix/loss_family.ipynb #c8a84659
 def preference_loss(z, # (B,) margin in nats
                     beta:float=0.1, # strength of the KL leash
                     loss_type:str="dpo", # one of `LOSS_TYPES`
                     label_smoothing:float=0., # cDPO: the share of verdicts taken to be flipped
                     ):
-    "Loss of each pair (B,); `UserError` for an option out of range (sources: lesson 02's table)"
+    """Loss of each pair (B,); `UserError` for an option out of range
+    (sources: the table in nbs/appendix/loss_family.ipynb)"""
     check_loss_options(beta, loss_type, label_smoothing)
     if loss_type == "ipo": return (z - 1 / (2 * beta)) ** 2
     if loss_type == "hinge": return F.relu(1 - beta * z)

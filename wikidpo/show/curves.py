@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from ..core.files import UserError
 from .run import Run
@@ -30,11 +31,12 @@ class Panel:
     title: str
     columns: dict # column of the metrics -> (label, colour)
     line: tuple = () # (value, label) of a horizontal reference line
+    unit: str = ""
 
 HELD_OUT = "held out", AMBER # measured now and then on pairs that are not trained on
 CHOSEN_AND_REJECTED = {"reward/chosen": ("chosen", BLUE), "reward/rejected": ("rejected", RED)}
 
-PANELS = [Panel("loss", {"loss": ("loss", BLUE), "valid/loss": HELD_OUT}, (math.log(2), "ln 2")),
+PANELS = [Panel("loss", {"loss": ("loss", BLUE), "valid/loss": HELD_OUT}, (math.log(2), "ln 2"), "nats"),
           Panel("implicit reward", CHOSEN_AND_REJECTED, (0, "reference")),
           Panel("reward margin", {"reward/margin": ("margin", BLUE), "valid/margin": HELD_OUT}, (0, "no preference")),
           Panel("reward accuracy", {"reward/accuracy": ("accuracy", BLUE), "valid/accuracy": HELD_OUT},
@@ -80,10 +82,10 @@ def _draw_column(ax, run, column, label, color, dash):
     ax.plot(steps, smooth, color=color, lw=1.8, ls=dash, label=label)
 
 def _draw_line(ax, value, label):
-    "A horizontal line to compare with, and its name at the right end"
+    "A horizontal line to compare with, and its name beside it, where no curve comes"
     ax.axhline(value, color=INK, lw=.8, ls=(0, (2, 2)))
-    ax.annotate(label, (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset points",
-                ha="right", va="bottom", fontsize=8, color=INK)
+    ax.annotate(label.replace(" ", "\n", len(label) > 8), (1, value), xycoords=("axes fraction", "data"), xytext=(3, 0),
+                textcoords="offset points", ha="left", va="center", fontsize=8, color=INK)
 
 # %% ../../nbs/show/curves.ipynb #dc49ab08
 def draw_panel(ax, # matplotlib axes
@@ -97,8 +99,11 @@ def draw_panel(ax, # matplotlib axes
         for column, (label, color) in logged.items():
             _draw_column(ax, run, column, label if run is runs[0] else None, color, dash)
     if panel.line: _draw_line(ax, *panel.line)
-    if len(logged) > 1: ax.legend(frameon=False, fontsize=8, labelcolor=INK, loc="best")
+    if len(logged) > 1: # below the panel, where no curve comes
+        ax.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper center", bbox_to_anchor=(.5, -.2), ncols=2)
     if panel.columns.keys() == {"lr"}: ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylabel(panel.unit, fontsize=8, color=INK)
     style_axes(ax, panel.title)
 
 # %% ../../nbs/show/curves.ipynb #2e1d6b88

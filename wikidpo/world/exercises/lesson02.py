@@ -21,8 +21,8 @@ def _best_policy_cases():
 check_best_policy = Exercise(
     lesson=2, title="The best policy of a small world", stars=1, minutes=8,
     task=r"""
-In a world of five answers, the best policy under a leash of strength $\beta$ is known exactly:
-$\pi^*(y) = \frac1Z\,\pi_{\text{ref}}(y)\,e^{r(y)/\beta}$.
+Turn the formula $\pi^*(y) = \frac1Z\,\pi_{\text{ref}}(y)\,e^{r(y)/\beta}$ into a function. It must
+survive a long leash, at which $e^{r/\beta}$ is too large a number for float32.
 
 **Predict first:** with $\beta = 1000$, which distribution is this? With $\beta = 0.001$?
 """,
@@ -64,10 +64,8 @@ def _baseline_cases():
 check_baseline = Exercise(
     lesson=2, title="What cancels", stars=2, minutes=12,
     task=r"""
-The same world, solved for the reward: $r(y) = \beta\log\frac{\pi^*(y)}{\pi_{\text{ref}}(y)} +
-\beta\log Z$. Compute the last term, $\beta \log Z$ with
-$Z = \sum_y \pi_{\text{ref}}(y)\,e^{r(y)/\beta}$. In a real model the sum runs over every text there
-is; here over five.
+Compute the constant $\beta\log Z$, with $Z = \sum_y \pi_{\text{ref}}(y)\,e^{r(y)/\beta}$ over the
+five answers, again so that nothing overflows.
 
 **Predict first:** all rewards are 3. What is $\beta\log Z$? And why may DPO do without it?
 """,
@@ -149,6 +147,14 @@ policy and reference are not the same model.
         Mistake("eps is ignored: this is plain DPO.",
             right="(1 - eps) * F.logsigmoid(beta * z) + eps * F.logsigmoid(-beta * z)",
             wrong="F.logsigmoid(beta * z)"),
+        Mistake("The noise stands inside the logarithm: that is the likelihood of a verdict "
+            "that was flipped with probability eps. Here the two losses are averaged.",
+            right="((1 - eps) * F.logsigmoid(beta * z) + eps * F.logsigmoid(-beta * z))",
+            wrong="((1 - eps) * torch.sigmoid(beta * z) + eps * torch.sigmoid(-beta * z)).log()"),
+        Mistake("The margin is shrunk by 1 - 2 eps, its mean under flips: "
+            "average the two losses, not their arguments.",
+            right="(1 - eps) * F.logsigmoid(beta * z) + eps * F.logsigmoid(-beta * z)",
+            wrong="F.logsigmoid(beta * (1 - 2 * eps) * z)"),
         Mistake("The chosen and the rejected half are added: the margin is their difference.",
             right="(pi_c - ref_c) - (pi_r - ref_r)", wrong="(pi_c - ref_c) + (pi_r - ref_r)"),
         Mistake("The sigmoid has become 0 before the logarithm sees it: use F.logsigmoid.",
@@ -186,8 +192,9 @@ def dpo_gradient(z, beta):
     return -slope, slope
 ''',
     answer=r"""
-They are opposite, always: a pair pushes as hard on one side as it pulls on the other. At $z = 0$
-the slope is $-\beta/2 = -0.05$. A pair that is already well ordered has almost none left.
+They are opposite: the loss pulls on $\log\pi(y_c)$ as hard as it pushes on $\log\pi(y_r)$. (What
+becomes of the two is another matter: a model's weights are shared.) At $z = 0$ the slope is
+$-\beta/2 = -0.05$. A pair that is already well ordered has almost none left.
 """,
     mistakes=[
         Mistake("beta is missing in front: your gradient is 1/beta times too "
@@ -204,7 +211,7 @@ the slope is $-\beta/2 = -0.05$. A pair that is already well ordered has almost 
         Mistake("That is the sigmoid's own slope, sigma(u) sigma(-u): the logarithm in front of it is missing.",
             right="torch.sigmoid(-beta * z)", wrong="torch.sigmoid(beta * z) * torch.sigmoid(-beta * z)"),
     ],
-    cases=_dpo_gradient_cases)
+    cases=_dpo_gradient_cases, parts="chosen rejected")
 
 # %% ../../../nbs/world/exercises/lesson02.ipynb #strengths-cases
 def _strengths_cases():

@@ -188,4 +188,4 @@ the answer.
         Mistake("All rows write at one column, the longest row's: each has its own cursor.",
             right="lens[alive]]", wrong="lens.max()]"),
     ],
-    cases=_write_tokens_cases)
+    cases=_write_tokens_cases, parts="ids lens done")

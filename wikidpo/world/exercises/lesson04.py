@@ -65,10 +65,11 @@ def read_score(reply):
 
 # %% ../../../nbs/world/exercises/lesson04.ipynb #expected-score-cases
 def _expected_score_cases():
-    "probs: beside another word, with 10 among them, hardly any grade, and one grade alone"
+    "probs: beside another word, with 10 among them, hardly any grade, just half, and one grade alone"
     return [({"6": .45, "8": .4, "The": .15},),
             ({"10": .6, "1": .1, "9": .3},),
             ({"I": .7, "5": .2, "4": .1},),
+            ({"It": .5, "8": .25, "6": .25},),
             ({"7": 1.},)]
 
 # %% ../../../nbs/world/exercises/lesson04.ipynb #a4f6e92d

@@ -18,6 +18,7 @@ def _pick_pair_cases():
             ([5, 1, 4, 2], 2, 6),
             ([9, None, 8, 8], 2, 6),
             ([None, 9, None, None], 2, 6),
+            ([None, 5, None, 8], 2, 6),
             ([8, 7, 7, 7], 2, 6)]
 
 # %% ../../../nbs/world/exercises/lesson05.ipynb #9536d49c
@@ -59,7 +60,7 @@ often; the second is a tie, since a missing score says nothing about the answer.
         Mistake("These are the scores: return the indices.",
             right="(hi, lo) if", wrong="(scores[hi], scores[lo]) if"),
     ],
-    cases=_pick_pair_cases)
+    cases=_pick_pair_cases, parts="chosen rejected")
 
 # %% ../../../nbs/world/exercises/lesson05.ipynb #share-colder-cases
 def _at(chosen, rejected):

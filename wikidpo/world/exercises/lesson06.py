@@ -120,7 +120,7 @@ without <|end|> after the finished ones, it would never learn to stop at all.
             right="(prompt + said)[:block], ([0] * len(prompt) + [1] * len(said))[:block]",
             wrong="(prompt + said)[-block:], ([0] * len(prompt) + [1] * len(said))[-block:]"),
     ],
-    cases=_pack_cases)
+    cases=_pack_cases, parts="ids mask")
 
 # %% ../../../nbs/world/exercises/lesson06.ipynb #pad-batch-helpers
 def _as_tensors(f, *args):
@@ -192,7 +192,7 @@ def pad_batch(rows, pad):
 '''),
         Mistake("The pad's id is ignored: you pad with 0.", right="[pad] *", wrong="[0] *"),
     ],
-    cases=_pad_batch_cases, run=_as_tensors)
+    cases=_pad_batch_cases, parts="ids mask", run=_as_tensors)
 
 # %% ../../../nbs/world/exercises/lesson06.ipynb #window-weights-cases
 def _window_weights_cases():

@@ -22,8 +22,8 @@ check_step_metrics = Exercise(
     lesson=7, title="The numbers of a step", stars=1, minutes=8,
     task="""
 A step has several micro-batches, not all of one size. Each is (rewards of the chosen, rewards of
-the rejected answers), two lists. Log the step: the mean margin over all its pairs, and the
-accuracy, the share of pairs whose chosen reward is the higher one.
+the rejected answers), two lists. Log the step: the mean reward margin over all its pairs,
+and the accuracy, the share of pairs whose chosen reward is the higher one.
 
 **Predict first:** at step 0 all rewards are 0. What is the accuracy?
 """,
@@ -61,7 +61,7 @@ def step_metrics(micro):
 
 # %% ../../../nbs/world/exercises/lesson07.ipynb #margin-of-cases
 def _margin_of_cases():
-    "loss: the lesson's, the start's, a small one, and one above ln 2"
+    "loss: one of the original lesson's, the start's, a small one, and one above ln 2"
     return [(.6,), (math.log(2),), (.1,), (1.5,)]
 
 # %% ../../../nbs/world/exercises/lesson07.ipynb #ab301562
@@ -71,8 +71,8 @@ check_margin_of = Exercise(
 A colleague reports a DPO loss and nothing else. If all pairs had the same reward margin
 $m = \beta z$, which $m$ belongs to this loss, $L = -\log\sigma(m)$?
 
-**Predict first:** the lesson expects the loss to end near 0.6. Is the margin then nearer to 0.2, to
-0.6, or to 1?
+**Predict first:** the original lesson expects the loss to end near 0.6. Is the reward margin then
+nearer to 0.2, to 0.6, or to 1?
 """,
     hint=r"$e^{-L} = \sigma(m)$. Then undo the sigmoid: its inverse is $\log\frac{p}{1-p}$.",
     solution='''
@@ -81,7 +81,7 @@ def margin_of(loss):
     return -math.log(math.expm1(loss))
 ''',
     answer="""
-0.2: the loss falls slowly, half a nat of loss for each nat of margin at the start. Margins that
+0.2: the loss falls slowly, half a nat of loss for each unit of reward margin at the start. Margins that
 differ from pair to pair make the loss larger than the mean margin alone would (the curve is
 convex), so a real run at 0.6 has a mean margin somewhat above 0.2.
 """,
@@ -101,18 +101,38 @@ convex), so a real run at 0.6 has a mean margin somewhat above 0.2.
 
 # %% ../../../nbs/world/exercises/lesson07.ipynb #diagnose-cases
 def _diagnose_cases():
-    "run: each diagnosis at least once, and runs to which two of them would apply"
+    "run: each diagnosis at least once, runs to which two of them would apply, and the three edges"
     rows = [(.6931, .86, .21, -.05), (.6931, .9, 3.2, -2.4), (.7102, .8, .4, -2.), (.6755, .9, .3, 0.),
             (.69315, .2, -.3, -.4), (.6931, .55, .002, 0.), (.6932, .1, -2., -3.), (.693147, .7, .15, .1),
-            (.5, .8, .3, .05), (math.log(2), .75, .12, -.2)]
+            (.5, .8, .3, .05), (math.log(2), .75, .12, -.2),
+            (.6931, .5, .05, -.1), (.6931, .8, .4, -1.5), (.6931, .6, .01, 0.)]
     return [(dict(zip(("first_loss", "accuracy", "margin", "chosen"), row)),) for row in rows]
+
+# %% ../../../nbs/world/exercises/lesson07.ipynb #diagedg2
+_AT_THE_EDGES = [
+    Mistake("An accuracy below one half is no lack of learning: it learnt the opposite.",
+        right='    if run["accuracy"] < .5: return "flipped"\n', wrong=""),
+    Mistake("An accuracy of exactly one half is guessing, not the wrong way round: below 0.5 means <.",
+        right='["accuracy"] < .5', wrong='["accuracy"] <= .5'),
+    Mistake("A chosen reward of exactly -1.5 has not dived below it: < and not <=.",
+        right='["chosen"] < -1.5', wrong='["chosen"] <= -1.5'),
+    Mistake("A margin of exactly 0.01 is not below 0.01: < and not <=.",
+        right='["margin"] < .01', wrong='["margin"] <= .01'),
+    Mistake("The order of the list counts: where both apply, a run is flipped before it is fleeing.",
+        source='''
+def diagnose(run):
+    if abs(run["first_loss"] - math.log(2)) > .001: return "reference"
+    if run["chosen"] < -1.5: return "fleeing"
+    if run["accuracy"] < .5: return "flipped"
+    return "idle" if run["margin"] < .01 else "healthy"
+''')]
 
 # %% ../../../nbs/world/exercises/lesson07.ipynb #31a97e28
 check_diagnose = Exercise(
     lesson=7, title="A diagnosis in five words", stars=2, minutes=12,
     task="""
-Four numbers of a finished run: its `first_loss`, and `accuracy`, `margin` and `chosen` (mean reward
-of the chosen answers) at the end. Say what is wrong, the first of these that applies:
+Four numbers of a finished run: its `first_loss`, and at the end its `accuracy`, `margin` (the reward
+margin) and `chosen` (the mean reward of the chosen answers). Say what is wrong, the first of these that applies:
 
 - `"reference"` if the first loss is further than 0.001 from ln 2: policy and reference were not the
   same model
@@ -152,7 +172,6 @@ both rewards fell, one faster.
             right="math.log(2)", wrong=".5"),
         Mistake("A first loss below ln 2 is as wrong as one above.",
             right='abs(run["first_loss"] - math.log(2)) > .001', wrong='run["first_loss"] - math.log(2) > .001'),
-        Mistake("An accuracy below one half is no lack of learning: it learnt the opposite.",
-            right='    if run["accuracy"] < .5: return "flipped"\n', wrong=""),
+        *_AT_THE_EDGES,
     ],
     cases=_diagnose_cases)
