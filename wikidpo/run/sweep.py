@@ -170,5 +170,6 @@ def score_table(out)->str: # folder of the sweep
         lines = [f"predicted {says:<6g} found {beta:<6g} {mark}" for _, says, beta, mark in score_prediction(out)]
     else:
         found = _found(json.loads((out/"sweep.json").read_text()))
-        lines = [f"predicted none   found {beta:<6g} not scored: no prediction was stored" for beta, _ in found.values()]
+        unscored = "not scored: no prediction was stored"
+        lines = [f"predicted none   found {beta:<6g} {unscored}" for beta, _ in found.values()]
     return "\n".join(f"{QUESTIONS[k]:50} {line}" for k, line in zip(QUESTIONS, lines))
