@@ -630,3 +630,42 @@ def test_lesson_runs_in_the_browser(lab, lesson):
             w.scroll_into_view_if_needed()
             if (step := w.get_by_label("step", exact=True)).count(): step.fill("9")
             w.screenshot(path=SHOTS/f"lesson_{Path(lesson).stem[:2]}_{i}.png")
+
+
+def run_cell(page, cell_id):
+    "Run one cell of the page; the text that it writes"
+    page.evaluate("""async id => {
+        const nb = jupyterapp.shell.currentWidget.content;
+        nb.activeCellIndex = nb.widgets.findIndex(cell => cell.model.id == id);
+        await jupyterapp.commands.execute('notebook:run-cell');
+    }""", cell_id)
+    nb = page.evaluate("jupyterapp.shell.currentWidget.content.model.toJSON()")
+    errors = errors_in(nb)
+    assert not errors, errors[0]
+    [cell] = [c for c in nb["cells"] if c["id"] == cell_id]
+    return "".join("".join(o.get("text", "")) for o in cell["outputs"])
+
+
+def test_a_sweep_scores_what_the_learner_predicted(lab):
+    "The form of lesson 09, filled in by hand; then its sweep, with fewer pairs and questions, and the score"
+    with lab.open("nbs/lessons/09_the_beta_sweep.ipynb") as page:
+        for cell in ("b03c1427", "5594a18f", "dfd1ad67"): run_cell(page, cell) # imports, folder, form
+        form = page.locator(".wikidpo")
+        button = form.get_by_role("button", name="Store my prediction")
+        form.scroll_into_view_if_needed()
+        button.click()
+        wait(page, lambda: "found none" in form.inner_text())
+        for select, beta in zip(form.locator("select").all(), ("3", "0.3", "0.03"), strict=True):
+            select.select_option(label=beta)
+        button.click()
+        wait(page, lambda: "stored: {'margin': 3.0, 'closest': 0.3, 'wins': 0.03}" in form.inner_text())
+        form.screenshot(path=SHOTS/"lesson_09_form.png")
+        for cell in ("1ead3e5d", "sect0901"): run_cell(page, cell) # policy, teacher
+        small = "SweepConfig = lambda config=SweepConfig, **kw: config(**kw | {'n_pairs': 16, 'kl_prompts': 8})"
+        assert python(page, f"{small}; judging = replace(judging, n=8)") == ""
+        run_cell(page, "514aa375")
+        score = run_cell(page, "da88a605").splitlines()
+        assert re.search(r"largest reward margin +predicted 3 +found 3 +right$", score[0]), score
+        assert "predicted 0.3" in score[1] and "predicted 0.03" in score[2] and "not scored" not in "".join(score)
+        button.click()
+        wait(page, lambda: "this sweep has run; what is said now is no prediction" in form.inner_text())

@@ -60,6 +60,7 @@ def _logged_margin_cases():
             (torch.tensor([3., .1]), .25, .001, True)]
 
 # %% ../../../nbs/world/exercises/lesson09.ipynb #ad5bde25
+# style: one exercise, a line or two a mistake
 check_logged_margin = Exercise(
     lesson=9, title="The first step, for every beta", stars=3, minutes=20,
     task=r"""
@@ -69,7 +70,7 @@ $-\log\sigma(\beta z)$ at $z = 0$. Plain gradient descent steps by
 $-\text{lr}\cdot\nabla\mathcal L$; Adam's first step moves every weight by `lr` against the *sign*
 of its gradient. Which reward margin $\beta z$ is logged after it?
 
-**Predict first, and have it scored:** β is doubled. By which factor does the logged margin after
+**Predict first:** β is doubled. By which factor does the logged margin after
 one step change under gradient descent? Under Adam? Write the two numbers down before you unfold the
 solution.
 """,
@@ -88,7 +89,6 @@ def logged_margin(g, beta, lr, adam):
 4 and 2: plain descent has $\frac{\beta^2}{2}\,\text{lr}\,|g|^2$, Adam $\beta\,\text{lr}\sum|g|$. So
 at the start of training the *largest* β logs the largest margin, although it is the shortest leash;
 with Adam, $z$ itself moves alike in all runs. Later, a large β retires its pairs at a smaller $z$.
-Did your two numbers hold?
 """,
     mistakes=[
         Mistake("That is z: what is logged is the reward margin, beta z.",
@@ -101,6 +101,12 @@ Did your two numbers hold?
             right="-beta / 2 * g", wrong="-beta * g"),
         Mistake("beta is missing in the gradient: the inner derivative of beta z.",
             right="-beta / 2 * g", wrong="-g / 2"),
+        Mistake("The weight of a pair at z = 0 is sigmoid(0), one half: beta z is 0, beta is not.",
+            right="-beta / 2 * g", wrong="-beta * torch.sigmoid(torch.tensor(-beta)) * g"),
+        Mistake("Adam divides each weight's gradient by its own size, not all of them by one length.",
+            right="(grad.sign() if adam else grad)", wrong="(grad / grad.norm() if adam else grad)"),
+        Mistake("z moves by g . dw, a sum over the weights: you take the mean.",
+            right="g @ step", wrong="(g * step).mean()"),
         Mistake("The sign is flipped: descending the loss raises the margin.",
             right="step = -lr", wrong="step = lr"),
     ],
@@ -113,6 +119,7 @@ def _kl_estimates_cases():
             (torch.tensor([-3., -4.]), torch.tensor([-2.5, -4.]))]
 
 # %% ../../../nbs/world/exercises/lesson09.ipynb #59266610
+# style: one exercise, a line or two a mistake
 check_kl_estimates = Exercise(
     lesson=9, title="How far has it gone", stars=2, minutes=12,
     task=r"""
@@ -147,6 +154,12 @@ misses them, and comes out about one nat too low. Lesson 09 uses the plain mean.
             right=" - 1 + d)", wrong=" - 1)"),
         Mistake("The mean of |d| is not an estimate of the KL: signs must be able to cancel.",
             right="return d.mean()", wrong="return d.abs().mean()"),
+        Mistake("That is d^2 / 2, what exp(-d) - 1 + d is for small d only.",
+            right="(torch.exp(-d) - 1 + d)", wrong="(d**2 / 2)"),
+        Mistake("You weight by the policy's probability: the policy drew the answers, so their "
+            "frequency is the weight already.",
+            right="return d.mean(), (torch.exp(-d) - 1 + d).mean()",
+            wrong="return (logp.exp() * d).sum(), (logp.exp() * (torch.exp(-d) - 1 + d)).sum()"),
         Mistake("These are sums: take the mean over the answers.",
             right="return d.mean(), (torch.exp(-d) - 1 + d).mean()",
             wrong="return d.sum(), (torch.exp(-d) - 1 + d).sum()"),
@@ -156,52 +169,61 @@ misses them, and comes out about one nat too low. Lesson 09 uses the plain mean.
     cases=_kl_estimates_cases)
 
 # %% ../../../nbs/world/exercises/lesson09.ipynb #choose-beta-cases
-def _row(*values): return dict(zip(("beta", "win", "low", "high", "kl", "margin"), values))
-
 def _choose_beta_cases():
-    "rows: all may be the best, one alone is, and one of three that reach up drifted least"
-    return [([_row(.05, .62, .55, .69, 9., .3), _row(.1, .60, .53, .67, 4., .2), _row(.5, .52, .45, .59, 1., .4)],),
-            ([_row(.05, .75, .7, .79, 12., .2), _row(.1, .6, .55, .65, 5., .3), _row(.5, .53, .48, .58, 1., .1)],),
-            ([_row(.02, .55, .42, .68, 20., .9), _row(.05, .58, .47, .68, 14., .5),
-              _row(.1, .56, .5, .62, 6., .4), _row(.5, .51, .44, .57, 1., .1)],)]
+    "win, kl, behind: one drifted less, one is surely best, four of which one is luck, a sure winner"
+    none = (0., 0.)
+    return [({.05: (.62, .55, .69), .1: (.6, .53, .67), .5: (.52, .45, .59)}, {.05: 9., .1: 4., .5: 1.},
+             {.05: none, .1: (-.03, .07), .5: (.03, .17)}),
+            ({.05: (.62, .55, .69), .1: (.56, .49, .63), .5: (.5, .43, .57)}, {.05: 12., .1: 5., .5: 1.},
+             {.05: none, .1: (.01, .11), .5: (.04, .2)}),
+            ({.02: (.55, .42, .68), .05: (.58, .47, .68), .1: (.56, .51, .62), .5: (.51, .44, .6)},
+             {.02: 20., .05: 14., .1: 3., .5: 1.}, {.02: (-.05, .1), .05: none, .1: (-.04, .08), .5: (.01, .13)}),
+            ({.05: (.75, .7, .79), .1: (.6, .55, .65), .5: (.56, .51, .61)}, {.05: 12., .1: 5., .5: 1.},
+             {.05: none, .1: (.1, .2), .5: (.13, .25)})]
 
 # %% ../../../nbs/world/exercises/lesson09.ipynb #ee8517ee
+# style: one exercise, a line or two a mistake
 check_choose_beta = Exercise(
     lesson=9, title="Which beta to keep", stars=2, minutes=12,
     task="""
-The sweep is done. `rows` has for each beta: `win` (decided win rate), its interval `low` and
-`high`, and `kl`, the distance from the reference. Choose with care: the highest win rate may be
-luck. Among all rows whose interval reaches up to the highest win rate (`high` ≥ that rate), take
-the beta with the *smallest* KL: the same win for less drift.
+The sweep is done. Three dicts say for each beta: `win`, its decided win rate and the interval of that,
+(rate, low, high); `kl`, its distance from the reference; `behind`, the paired interval of its distance
+from the best win rate, (low, high), (0, 0) for the best itself. Choose with care: the highest win
+rate may be luck. Among all betas that may be as good as the best (`low` of `behind` ≤ 0), take the
+one with the *smallest* KL: the same win for less drift.
 
-**Predict first:** when does this rule give you the row with the highest win rate?
+**Predict first:** two betas have intervals that overlap, (0.55, 0.69) and (0.49, 0.63). Can the
+second still be surely worse?
 """,
-    hint="Two lines: the highest win rate; then a minimum over those that cannot be told from it.",
+    hint="One line: a minimum, by KL, over the betas whose `behind` reaches down to 0.",
     solution='''
-def choose_beta(rows):
-    "[{'beta', 'win', 'low', 'high', 'kl', 'margin'}] -> beta of the smallest KL among the best"
-    best = max(r["win"] for r in rows)
-    return min((r for r in rows if r["high"] >= best), key=lambda r: r["kl"])["beta"]
+def choose_beta(win, kl, behind):
+    "{beta: (rate, low, high)}, {beta: nats}, {beta: (low, high)} -> beta of the smallest KL"
+    candidates = [beta for beta in win if behind[beta][0] <= 0]
+    return min(candidates, key=kl.get)
 ''',
     answer="""
-When no interval but its own reaches that high, or when it happens to have the smallest KL of those
-that do. With 150 prompts intervals are wide, and the rule mostly picks the short leash: the data
-have not shown that more drift buys anything.
+Yes: the second case of the checker. Both answer the same questions, so what makes a question hard
+moves both rates together and takes no part in the difference. Two separate intervals cannot see
+that; the paired one can.
 """,
     mistakes=[
         Mistake("That is the highest win rate alone: the runner-up may "
             "differ by luck only, and have drifted less.",
-            right='min((r for r in rows if r["high"] >= best), key=lambda r: r["kl"])',
-            wrong='max(rows, key=lambda r: r["win"])'),
+            right="min(candidates, key=kl.get)", wrong="max(win, key=win.get)"),
         Mistake("That is the smallest KL of all: a policy that has not moved at all would be chosen.",
-            right='if r["high"] >= best', wrong=""),
-        Mistake("That is the largest margin: it says how far the policy moved, not whether it is better.",
-            right='min((r for r in rows if r["high"] >= best), key=lambda r: r["kl"])',
-            wrong='max(rows, key=lambda r: r["margin"])'),
+            right=" if behind[beta][0] <= 0", wrong=""),
         Mistake("Of those that may be the best you take the one that has drifted most.",
             right="return min", wrong="return max"),
-        Mistake("That is the row with the highest lower end: it looks for the safest win, not for less drift.",
-            right='min((r for r in rows if r["high"] >= best), key=lambda r: r["kl"])',
-            wrong='max(rows, key=lambda r: r["low"])'),
+        Mistake("You ask whether two separate intervals overlap: the two policies answered the same "
+            "questions, and `behind` is the interval of their difference.",
+            right="behind[beta][0] <= 0", wrong="win[beta][2] >= max(win.values())[1]"),
+        Mistake("You ask whether a beta's own interval reaches the highest win rate: that forgets that the "
+            "highest is uncertain too, and that both answered the same questions.",
+            right="behind[beta][0] <= 0", wrong="win[beta][2] >= max(win.values())[0]"),
+        Mistake("These all beat SFT; the question is which of them may be as good as the best.",
+            right="behind[beta][0] <= 0", wrong="win[beta][1] > .5"),
+        Mistake("That is the most win for each nat of KL: a beta that hardly moves looks cheap.",
+            right="min(candidates, key=kl.get)", wrong="max(win, key=lambda b: (win[b][0] - .5) / kl[b])"),
     ],
     cases=_choose_beta_cases)

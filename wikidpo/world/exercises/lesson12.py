@@ -31,9 +31,8 @@ def training_bytes(n, ref_bytes):
     return n * (4 + 4 + 2 * 4 + ref_bytes)
 ''',
     answer="""
-2.5 GB for 124 million parameters: that would fit into the 6 GB beside the teacher. But the batch
-comes on top: the logits of 8 rows of 1,024 tokens over 32,768 symbols alone are 1.1 GB in float32,
-and they exist several times over. So the teacher goes before training starts.
+2.5 GB for 124 million parameters: that alone fits into the 6 GB beside the teacher. The batch comes
+on top, and decides: the lesson says what it adds.
 """,
     mistakes=[
         Mistake("One number of 4 bytes is missing: the gradient, or one of Adam's two running means.",
@@ -42,6 +41,8 @@ and they exist several times over. So the teacher goes before training starts.
         Mistake("The reference is missing: DPO holds two copies of the model.", right=" + ref_bytes", wrong=""),
         Mistake("The reference is not trained: it needs neither gradient nor Adam.",
             right="+ ref_bytes", wrong="+ 4 * ref_bytes"),
+        Mistake("The reference is as wide as the policy in yours: its width is `ref_bytes`.",
+            right="+ ref_bytes", wrong="+ 4"),
         Mistake("These are bits: a byte has eight.", right="return n", wrong="return 8 * n"),
     ],
     cases=_training_bytes_cases)
