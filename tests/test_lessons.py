@@ -2,10 +2,13 @@
 import ast
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from statistics import median
 
 import pytest
+
+from wikidpo.world.exercises.all import EXERCISES
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT/"nbs"/"lessons").glob("[0-9]*.ipynb"))
@@ -100,6 +103,14 @@ def test_what_is_asked_is_answered(path):
 def test_the_index_lists_every_lesson():
     index = "\n".join(prose(ROOT/"nbs"/"index.ipynb"))
     assert re.findall(r"^\| \d+ \| \[.+?\]\(lessons/(.+?)\)", index, re.M) == [p.name for p in LESSONS]
+
+
+def test_the_index_says_how_long_the_exercises_take():
+    index = "\n".join(prose(ROOT/"nbs"/"index.ipynb"))
+    said = {int(n): int(minutes) for n, minutes in re.findall(r"^\| (\d+) \|.+, (\d+) min \|$", index, re.M)}
+    minutes = Counter()
+    for e in EXERCISES.values(): minutes[e.lesson] += e.minutes
+    assert said == minutes
 
 
 def test_links_to_cells_of_other_lessons_lead_somewhere():

@@ -165,11 +165,12 @@ def redraw(rows, drawn):
 
 # %% ../../../nbs/world/exercises/lesson08.ipynb #which-run-cases
 def _which_run_cases():
-    "first, second: far apart, nearly, one of them away from 0, and alike but for a few prompts"
+    "first, second: far apart, nearly, one of them away from 0, alike but for a few prompts, and alike"
     return [([1, 1, 1, 1, 0, 1, 1, -1, 1, 1, -1, 1], [0, -1, 0, -1, -1, 0, -1, 1, 1, -1, -1, -1]),
             ([0, 1, 1, 1, 1, 1, -1, 0, 0, 1, -1, 1], [0, -1, -1, 0, -1, 1, 1, -1, 1, 0, -1, -1]),
             ([0, 1, 0, 1, 1, 1, 0, 1, 0, 0, 1, 0], [0, 1, 0, -1, 0, 1, 1, -1, 0, -1, 1, 0]),
-            ([-1, 0, -1, 1, 1, 1, -1, 1, 1, -1, 1, 0], [-1, 1, 1, 1, 1, 1, 1, 1, 1, -1, 1, 1])]
+            ([-1, 0, -1, 1, 1, 1, -1, 1, 1, -1, 1, 0], [-1, 1, 1, 1, 1, 1, 1, 1, 1, -1, 1, 1]),
+            ([1, 0, -1], [1, 0, -1])]
 
 # %% ../../../nbs/world/exercises/lesson08.ipynb #8c41f7d2
 # style: one exercise with its mistakes
