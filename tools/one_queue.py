@@ -19,10 +19,11 @@ from check import nbdev_test
 
 # What takes longest, longest first: run `make test` and look at the last lines when something has grown.
 FIRST = (
-    "test_browser.py", "test_scoring.py", "10_trl.ipynb", "test_engine.py", "01_why_not_rlhf.ipynb", "test_ranks.py",
-    "09_the_beta_sweep.ipynb", "test_sampling.py", "07_reading_the_run.ipynb", "test_tools.py", "08_win_rate.ipynb",
-    "test_training.py", "06_training.ipynb", "speed_training.ipynb", "train.ipynb", "test_mining.py", "test_cli.py",
-    "trap_museum.ipynb", "distributed.ipynb", "ragged.ipynb",
+    "test_browser.py", "test_scoring.py", "ppo.ipynb", "test_engine.py", "06_training.ipynb", "07_reading_the_run.ipynb",
+    "08_win_rate.ipynb", "01_why_not_rlhf.ipynb", "10_trl.ipynb", "09_the_beta_sweep.ipynb", "speed_training.ipynb",
+    "test_ranks.py", "test_sampling.py", "test_tools.py", "03_sampling.ipynb", "trap_museum.ipynb", "test_training.py",
+    "02_the_loss.ipynb", "speed_sampling.ipynb", "test_mining.py", "test_cli.py", "mine.ipynb", "train.ipynb",
+    "distributed.ipynb",
 )
 SPLIT = {"test_browser.py::test_lesson_runs_in_the_browser": 2}  # numbered tests that may go to as many workers
 
