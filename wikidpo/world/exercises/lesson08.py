@@ -75,7 +75,7 @@ half with a chance of 80 %? In the normal approximation the number of *decided* 
 
 $$m = \left(\frac{1.96\cdot\tfrac12 + 0.84\sqrt{p(1-p)}}{p - \tfrac12}\right)^2$$
 
-Round up to whole prompts.
+The 1.96 belongs to the 95 %, the 0.84 to the 80 %. Round up to whole prompts.
 
 **Predict first:** $p = 0.55$ and 40 % ties. Are the original lesson's 300 prompts enough?
 """,

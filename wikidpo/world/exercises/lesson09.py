@@ -19,7 +19,7 @@ def _resting_margin_cases():
 check_resting_margin = Exercise(
     lesson=9, title="Where training would end", stars=2, minutes=12,
     task=r"""
-The teacher prefers the chosen answer of a kind of pair with probability $p$, and the other one
+The judge prefers the chosen answer of a kind of pair with probability $p$, and the other one
 otherwise: DPO's expected loss is $-p\log\sigma(\beta z) - (1-p)\log\sigma(-\beta z)$. At which
 margin $z$ does it rest, if trained for ever?
 
@@ -29,7 +29,7 @@ largest? And the reward margin $\beta z$, which the curve shows?
     hint=r"Set the slope to 0: $p\,\sigma(-\beta z) = (1-p)\,\sigma(\beta z)$, so $\sigma(\beta z) = p$.",
     solution='''
 def resting_margin(p, beta):
-    "Chance that the teacher prefers chosen, leash -> margin z in nats of the smallest loss"
+    "Chance that the judge prefers chosen, leash -> margin z in nats of the smallest loss"
     return math.log(p / (1 - p)) / beta
 ''',
     answer=r"""
