@@ -19,7 +19,8 @@ from check import nbdev_test
 
 # What takes longest, longest first: run `make test` and look at the last lines when something has grown.
 FIRST = (
-    "test_browser.py", "test_scoring.py", "ppo.ipynb", "test_engine.py", "06_training.ipynb", "07_reading_the_run.ipynb",
+    "test_browser.py", "test_scoring.py", "ppo.ipynb", "test_engine.py", "06_training.ipynb",
+    "07_reading_the_run.ipynb",
     "08_win_rate.ipynb", "01_why_not_rlhf.ipynb", "10_trl.ipynb", "09_the_beta_sweep.ipynb", "speed_training.ipynb",
     "test_ranks.py", "test_sampling.py", "test_tools.py", "03_sampling.ipynb", "trap_museum.ipynb", "test_training.py",
     "02_the_loss.ipynb", "speed_sampling.ipynb", "test_mining.py", "test_cli.py", "mine.ipynb", "train.ipynb",
