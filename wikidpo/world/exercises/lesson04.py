@@ -94,7 +94,7 @@ def expected_score(probs):
 ''',
     answer="""
 6, and about 6.94. Two answers that both get a 6 may differ by almost a point here, so there are
-fewer ties, and more prompts give a pair.
+fewer equal scores, and two answers seldom share the first place.
 """,
     mistakes=[
         Mistake("Not normalised: divide by the probability that the labels have together.",

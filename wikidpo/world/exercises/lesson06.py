@@ -288,7 +288,7 @@ check_make_reference = Exercise(
     task="""
 Make the reference of DPO from the policy: a model with the same weights that does not move when the
 policy is trained, wants no gradients, and drops nothing out. The policy itself stays as it is, in
-training mode.
+whatever mode it was in.
 
 **Predict first:** `ref = model`, and train. What do you see on the curve of the margin?
 """,
