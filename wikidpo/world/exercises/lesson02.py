@@ -22,7 +22,7 @@ check_best_policy = Exercise(
     lesson=2, title="The best policy of a small world", stars=1, minutes=8,
     task=r"""
 Turn the formula $\pi^*(y) = \frac1Z\,\pi_{\text{ref}}(y)\,e^{r(y)/\beta}$ into a function. It must
-survive a long leash, at which $e^{r/\beta}$ is too large a number for float32.
+survive a small $\beta$, at which $e^{r/\beta}$ is too large a number for float32.
 
 **Predict first:** with $\beta = 1000$, which distribution is this? With $\beta = 0.001$?
 """,
@@ -33,7 +33,7 @@ def best_policy(ref, r, beta):
     return (ref.log() + r / beta).softmax(0)
 ''',
     answer=r"""
-A long leash (small $\beta$) puts everything on the best answer, a short one leaves the reference as
+A small $\beta$ puts everything on the best answer, a large one leaves the reference as
 it is. `softmax` subtracts the largest logit first, so that $e^{5/0.01}$ never has to be a number.
 """,
     mistakes=[
