@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from statistics import median
 
+import pipeline
 import pytest
 
 from wikidpo.world.exercises.all import EXERCISES
@@ -36,7 +37,10 @@ def test_its_title_has_its_number(path):
 OTHER_NAMES = (r"\bthe document\b", r"\bthe course\b", r"\blesson 10 of\b(?!,? .Preference Data)", r"\bthis course\b")
 
 
-@pytest.mark.parametrize("path", [*LESSONS, ROOT/"nbs"/"index.ipynb"], ids=lambda p: p.stem)
+PAGES = sorted((ROOT/"nbs").rglob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
 def test_the_source_has_one_name(path):
     "It is the original lesson; what else it might be called is refused"
     found = [m[0] for p in prose(path) for pattern in OTHER_NAMES for m in re.finditer(pattern, p, re.IGNORECASE)]
@@ -123,3 +127,7 @@ def test_the_closing_page_has_a_takeaway_of_every_lesson():
     closing = "\n".join(prose(LESSONS[-1]))
     linked = set(re.findall(r"\]\((\d\d)_[\w]+\.ipynb#cell-id=", closing))
     assert linked == {p.name[:2] for p in LESSONS} - {"00", "12", "13"}
+
+
+def test_the_pictures_of_the_pipeline_are_what_their_script_draws():
+    assert pipeline.main(["--check"]) is None

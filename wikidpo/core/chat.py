@@ -20,7 +20,7 @@ SPECIALS = ("<|user|>", "<|assistant|>", "<|end|>", "<|pad|>")
 
 @dataclass(frozen=True)
 class Chat:
-    "How a model was taught to converse; the defaults are the course's"
+    "How a model was taught to converse; the defaults are WikiGPT's"
     prefix:str="<|user|>\n" # before the instruction
     suffix:str="\n<|end|>\n<|assistant|>\n" # between the instruction and the answer
     end:str="<|end|>" # closes a finished answer
@@ -37,7 +37,7 @@ def render_prompt(instruction:str, chat:Chat=COURSE)->str:
 
 # %% ../../nbs/core/chat.ipynb #44adeae7
 def read_chat(path)->Chat: # chat.json
-    "The template in a file; the course's if there is none; raises `UserError` if it is broken"
+    "The template in a file; WikiGPT's if there is none; raises `UserError` if it is broken"
     if not path.is_file(): return COURSE
     try:
         chat = json.loads(path.read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def load_tokenizer(path, # tokenizer.json; chat.json beside it if the model has 
 
 # %% ../../nbs/core/chat.ipynb #19c9ae8d
 def chat_of(tok)->Chat:
-    "The template of a tokenizer; the course's if it came from elsewhere than `load_tokenizer`"
+    "The template of a tokenizer; WikiGPT's if it came from elsewhere than `load_tokenizer`"
     return getattr(tok, "chat", COURSE)
 
 def check_vocab(tok, # Tokenizer

@@ -232,7 +232,7 @@ def _named_values(words, config, modules=()):
     return found
 
 def context_length(config):
-    "The longest sequence that a configuration speaks of, in tokens; the course's 1,024 if it does not"
+    "The longest sequence that a configuration speaks of, in tokens; WikiGPT's 1,024 if it does not"
     names = ("block", "context", "ctx", "seq", "max_len", "position", "length")
     return max((v for _, v in _named_values(names, config) if type(v) is int), default=1024)
 

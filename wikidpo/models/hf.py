@@ -341,7 +341,7 @@ def _json_text(x): return json.dumps(x, indent=1) + "\n"
 def tokenizer_files(tok, # the tokenizer
                     path, # its tokenizer.json
                     block_size)->dict: # the longest sequence
-    "{name: text} of the files beside tokenizer.json: the imported model's own, or the course's"
+    "{name: text} of the files beside tokenizer.json: the imported model's own, or WikiGPT's"
     if chat_of(tok) != COURSE:
         paths = [Path(path).with_name(name) for name in KEPT_FILES]
         kept = {p.name: p.read_text(encoding="utf-8") for p in paths if p.is_file()}

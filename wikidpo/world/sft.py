@@ -26,7 +26,7 @@ from .facts import find_fact, prompts
 def train_tokenizer(texts, # iterable of text
                     vocab_size:int, # symbols in all
                    )->Tokenizer:
-    "A byte-level BPE with the course's special tokens as its first four ids"
+    "A byte-level BPE with WikiGPT's special tokens as its first four ids"
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
