@@ -51,7 +51,7 @@ def test_what_an_answer_lacks_has_a_name():
 
 
 def test_the_prompt_is_found_behind_a_fence():
-    for t in tasks("eval")[:100]: assert find_task(fenced(t.prompt).strip("`\n")) is t
+    for t in tasks("eval")[:100]: assert find_task(fenced(t.prompt).strip("`\n")) == t
 
 
 def test_the_offline_judge_grades_tasks_through_the_client():
