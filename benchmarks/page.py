@@ -18,7 +18,8 @@ missed, the line says what these products and the necessary reading of weights, 
 the best rates of the first two tables. Loading, compiling and warming up stand in the last column and count for \
 nobody.
 """
-GPU = "What was measured on a GPU: [h100](h100/README.md)."
+GPU = ("What was measured on a GPU: [h100](h100/README.md), by `bench.py` with the rows' names and "
+       "`--out benchmarks/h100`.")
 COLUMNS = "lowest to highest | this project is faster by | of the matrix rate | to get ready"
 FACTS = ("reference_s", "peak_gb", "estimated") # shown beside the contestant's name
 

@@ -99,7 +99,7 @@ class TrainingEngine(PlainEngine):
         return batch if batch and batch.pair_ids == group else self.prepare(group)
 
     def micro_batches(self, pair_ids):
-        groups, has_pairs = self.takes_part(pair_ids), bool(self.groups(pair_ids))
+        groups, has_pairs = self.takes_part(pair_ids), len(pair_ids) > rank()
         for k, group in enumerate(groups):
             exchange_gradients(self.module, k == len(groups) - 1)
             batch = self.next_batch(group)
