@@ -202,19 +202,19 @@ def test_a_pool_of_time_outs_stops(vllm):
     assert 5 <= len(tried) <= 8 # the fifth, and what was in flight beside it
     assert until(lambda: running(vllm) == 0)
 
-def test_cancelled_calls_end_in_the_server(vllm):
+def test_cancelled_calls_end_in_the_server(vllm, client):
     "Ctrl-C: after the grace the connections are closed, and vLLM drops 32 requests that had seconds to go"
-    def fn(i): return slow(client, vllm)
-    with ExitStack() as still, pytest.raises(KeyboardInterrupt), make_client(vllm.url, retries=0) as client:
+    def fn(i): return slow(hasty, vllm)
+    with ExitStack() as still, pytest.raises(KeyboardInterrupt), make_client(vllm.url, retries=0) as hasty:
         with JudgePool(fn, lambda *_: None, grace=.2) as pool:
-            pool.submit(range(100))
-            # two busy cores take half a minute to begin with 32 of them
-            assert until(lambda: running(vllm) > 8, 120) and not pool.failed
+            pool.submit(range(1000)) # more than can end while we look
+            assert until(lambda: running(vllm) or pool.failed, 120) and not pool.failed, pool.failed
             still.enter_context(frozen(vllm)) # until the connections are closed
             time.sleep(1) # what the engine had finished is counted now: on a quick machine the first 32 are
             before = finished(vllm)
             raise KeyboardInterrupt
-    assert until(lambda: running(vllm) == 0) and finished(vllm) - before < 32
+    slow(client, vllm) # queued behind whatever is left
+    assert until(lambda: running(vllm) == 0) and finished(vllm) - before < 1 + 32
 
 def default_sigint(): signal.signal(signal.SIGINT, signal.SIG_DFL)
 
