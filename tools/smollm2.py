@@ -22,7 +22,7 @@ from wikidpo.core.files import read_jsonl
 from wikidpo.core.model import GPT
 from wikidpo.judge.offline import OfflineTeacher
 from wikidpo.models.policy import open_policy
-from wikidpo.run.folder import write_jsonl
+from wikidpo.run.folder import write_atomic, write_jsonl
 from wikidpo.run.mine import mine
 from wikidpo.run.profiles import load_profile
 from wikidpo.run.train import train
@@ -31,6 +31,7 @@ from wikidpo.world.facts import statement
 from wikidpo.world.grounded import find_task, truth
 
 RUNS = ROOT / "runs" / "smollm2"
+SFT_ANSWERS = RUNS / "sft.json"  # asked once, kept for the next start
 PROFILE = load_profile("smollm2")
 SEEDS = range(3)
 BETAS = (0.03, 0.1, 0.5)  # of the leash; the second is the profile's
@@ -51,7 +52,10 @@ class Lab:
 def open_sft() -> tuple[GPT, object, Policy]:
     "The model that all runs start from, and its answers, which are the same for all of them."
     model, tok = open_policy(configured("policy", PROFILE))
-    return model, tok, Policy(model, tok, 100, GROUNDED)
+    answers = Policy(model, tok, 100, GROUNDED)
+    if SFT_ANSWERS.exists():
+        answers.kept = {tuple(key): texts for key, texts in json.loads(SFT_ANSWERS.read_text())}
+    return model, tok, answers
 
 
 @cache
@@ -85,6 +89,7 @@ def measured(lab: Lab, name: str, model: GPT, beta: float, history: list[dict]) 
     ends = {k: fmean(map(itemgetter(f"reward/{k}"), last)) for k in ("chosen", "rejected", "margin", "accuracy")}
     judge = OfflineTeacher(**configured("teacher", PROFILE, seed=lab.seed).habits())
     at_best = [p.answers(p.best) for p in (sft_answers, policy)]
+    write_atomic(SFT_ANSWERS, json.dumps(list(sft_answers.kept.items())))
     return {
         "seed": lab.seed,
         "name": name,
