@@ -87,7 +87,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'wikidpo/core/files.py'),
                                     'wikidpo.core.files._can_be_written': ('core/files.html#_can_be_written', 'wikidpo/core/files.py'),
                                     'wikidpo.core.files._fault': ('core/files.html#_fault', 'wikidpo/core/files.py'),
-                                    'wikidpo.core.files._refuse_constant': ('core/files.html#_refuse_constant', 'wikidpo/core/files.py'),
                                     'wikidpo.core.files.parse_json': ('core/files.html#parse_json', 'wikidpo/core/files.py'),
                                     'wikidpo.core.files.quoted': ('core/files.html#quoted', 'wikidpo/core/files.py'),
                                     'wikidpo.core.files.read_jsonl': ('core/files.html#read_jsonl', 'wikidpo/core/files.py'),
