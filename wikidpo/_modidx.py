@@ -1402,6 +1402,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'wikidpo/world/exercises/lesson10.py'),
                                                   'wikidpo.world.exercises.lesson10._trl_ipo_cases': ( 'world/exercises/lesson10.html#_trl_ipo_cases',
                                                                                                        'wikidpo/world/exercises/lesson10.py')},
+            'wikidpo.world.exercises.lesson11': { 'wikidpo.world.exercises.lesson11._carried_beta_cases': ( 'world/exercises/lesson11.html#_carried_beta_cases',
+                                                                                                            'wikidpo/world/exercises/lesson11.py')},
             'wikidpo.world.exercises.lesson12': { 'wikidpo.world.exercises.lesson12._cache_bytes_cases': ( 'world/exercises/lesson12.html#_cache_bytes_cases',
                                                                                                            'wikidpo/world/exercises/lesson12.py'),
                                                   'wikidpo.world.exercises.lesson12._mining_minutes_cases': ( 'world/exercises/lesson12.html#_mining_minutes_cases',
