@@ -79,7 +79,7 @@ def assertions(source: str) -> list[str]:
 
 def code(source: str) -> str:
     "An assertion in code font and without its comments, in a cell of a table."
-    line = " ".join(re.sub(r"\s{2,}# .*$", "", source, flags=re.M).split())
+    line = " ".join(re.sub(r"\s+# .*$", "", source, flags=re.M).split())
     line = line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
     ticks = "``" if "`" in line else "`"
     return f"{ticks}{line}{ticks}".replace("|", r"\|")
@@ -95,9 +95,11 @@ def table(name: str, nb) -> str:
     title = re.search(r"^# (.+)$", "\n".join(c.source for c in nb.cells if c.cell_type == "markdown"), re.M)[1]
     source = {c.id: c.source for c in nb.cells}
     rows = [f"## [{title}](../lessons/{name})", "", "| sentence | cell | assertions |", "|---|---|---|"]
+    listed = set()
     for sentence in sentences(nb):
         for i, cell in enumerate(sentence.cells):
-            shown = "<br>".join(map(code, assertions(source[cell])))
+            shown = "as above" if cell in listed else "<br>".join(map(code, assertions(source[cell])))
+            listed.add(cell)
             said = "" if i else prose(sentence.text)
             rows.append(f"| {said} | [{cell}](../lessons/{name}#cell-id={cell}) | {shown} |")
     return "\n".join(rows)
