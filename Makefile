@@ -107,6 +107,7 @@ bench: install ## measure speed against the original lesson's way, vLLM, transfo
 export: install ## write wikidpo/ and README.md from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev-export
 	@$(BIN)/python tools/exercises.py
+	@$(BIN)/python tools/claims.py
 	@$(BIN)/nbdev-clean
 	@$(BIN)/python tools/readme.py
 

@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from statistics import median
 
+import claims
+import nbformat
 import pipeline
 import pytest
 
@@ -72,6 +74,21 @@ def test_five_questions_are_answered_by_cells(path):
     for question, answer in folds:
         places = re.findall(r"\(#cell-id=([\w-]+)\)", answer)
         assert places and set(places) <= ids, (question, places)
+
+
+@pytest.mark.parametrize("path", claims.lessons(), ids=lambda p: p.stem)
+def test_what_should_have_been_seen_is_asserted(path):
+    "Each sentence links to cells of its lesson that hold an assertion"
+    nb = nbformat.read(path, as_version=4)
+    asserting = {c.id for c in nb.cells if c.cell_type == "code" and claims.assertions(c.source)}
+    said = claims.sentences(nb)
+    assert said
+    for sentence in said:
+        assert sentence.cells and set(sentence.cells) <= asserting, sentence
+
+
+def test_the_page_of_claims_is_what_its_script_writes():
+    assert claims.main(["--check"]) is None
 
 
 def lines(source):
