@@ -48,6 +48,7 @@ def _outcome(template, messages, generate, tokens)->list:
     except Exception as e: return [None, f"{type(e).__name__}: {e}"[:1000]]
     return [text, None] if len(text) <= LONGEST else [None, f"its text has more than {LONGEST:,} characters"]
 
+# %% ../../nbs/models/chat_template.ipynb #7e3a0012
 def _answer_apart():
     "The whole of what the other process does"
     job = json.load(sys.stdin)
