@@ -103,7 +103,8 @@ def test_every_odd_value_in_every_file(model_folder, tmp_path):
     "{{ 'x' * 10**10 }}", "{{ 9**(9**9) }}", "{{ [0] * 10**10 }}", "{{ 'x' * 2000000 }}",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ " + "(" * 5000 + ")" * 5000 + " }}",
     "{% for i in range(10**9) %}{% endfor %}", "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "{{ cycler.__init__.__globals__.os.system('touch harm') }}", "{% include '/etc/passwd' %}", "{% import 'os' as os %}"],
+    "{{ cycler.__init__.__globals__.os.system('touch harm') }}", "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}"],
     ids=range(12))
 def test_templates_that_hang_or_reach_out(tmp_path, monkeypatch, template):
     monkeypatch.chdir(tmp_path)

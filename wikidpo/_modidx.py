@@ -734,6 +734,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'wikidpo/models/checkpoints.py')},
             'wikidpo.models.gguf': { 'wikidpo.models.gguf._byte_level': ('models/gguf.html#_byte_level', 'wikidpo/models/gguf.py'),
                                      'wikidpo.models.gguf._bytes': ('models/gguf.html#_bytes', 'wikidpo/models/gguf.py'),
+                                     'wikidpo.models.gguf._check_numbers': ('models/gguf.html#_check_numbers', 'wikidpo/models/gguf.py'),
                                      'wikidpo.models.gguf._plain': ('models/gguf.html#_plain', 'wikidpo/models/gguf.py'),
                                      'wikidpo.models.gguf._refuse_shape': ('models/gguf.html#_refuse_shape', 'wikidpo/models/gguf.py'),
                                      'wikidpo.models.gguf._sentencepiece': ('models/gguf.html#_sentencepiece', 'wikidpo/models/gguf.py'),

@@ -36,6 +36,14 @@ def open_gguf(path): # a .gguf file
         raise UserError(f"{path}: no GGUF file, or not the whole of one ({why})") from None
     return reader, fields
 
+# %% ../../nbs/models/gguf.ipynb #gguf-numbers
+def _check_numbers(get, path): # get(name, default): a field of the file
+    "`UserError` for a size that is no whole number above 0, or an epsilon that is none"
+    for name in FIELDS.values():
+        value, kinds = get(name, 1), (int, float) if name.endswith("epsilon") else (int,)
+        if type(value) in kinds and 0 < value < 2**31: continue
+        raise UserError(f"{path}: llama.{name} is {quoted(value, 60)}, but a number above 0 is needed")
+
 # %% ../../nbs/models/gguf.ipynb #gguf-config
 def _plain(number): return float(str(np.float32(number)))                      # 1e-05, not 9.999999747378752e-06
 
@@ -58,10 +66,7 @@ def gguf_config(fields, path)->dict: # {field: value}
     def get(name, default=None): return fields.get(f"llama.{name}", default)
     lacks = [name for name in FIELDS.values() if get(name) is None and name != "attention.head_count_kv"]
     if lacks: raise UserError(f"{path}: lacks llama.{lacks[0]}")
-    for name in FIELDS.values():
-        value, kinds = get(name, 1), (int, float) if name.endswith("epsilon") else (int,)
-        if type(value) in kinds and 0 < value < 2**31: continue
-        raise UserError(f"{path}: llama.{name} is {quoted(value, 60)}, but a number above 0 is needed")
+    _check_numbers(get, path)
     config = {theirs: get(name) for theirs, name in FIELDS.items() if get(name) is not None}
     _refuse_shape(get, config["num_attention_heads"], config["hidden_size"], path)
     config["rms_norm_eps"] = _plain(config["rms_norm_eps"])
