@@ -25,12 +25,12 @@ def secret_values(*more)->list: # further secrets, None among them or not
 
 # %% ../../nbs/run/secrets.ipynb #5ec20009
 BEGINNINGS = { # what it is: how it looks
-    "a key for OpenAI or Anthropic": r"sk-[\w-]{16,}", "a token for Hugging Face": r"hf_[A-Za-z0-9]{16,}",
-    "a token for GitHub": r"gh[opsur]_[A-Za-z0-9]{20,}|github_pat_\w{20,}", "a token for GitLab": r"glpat-[\w-]{16,}",
-    "a key for AWS": r"A[KS]IA[0-9A-Z]{16}(?!\w)", "a key for Google": r"AIza[\w-]{30,}",
+    "a key for OpenAI or Anthropic": r"sk-[\w-]{16,}", "a token for Hugging Face": r"hf_\w{16,}",
+    "a token for GitHub": r"gh[opsur]_\w{20,}|github_pat_\w{20,}", "a token for GitLab": r"glpat-[\w-]{16,}",
+    "a key for AWS": r"A[KS]IA[0-9A-Z]{16,}", "a key for Google": r"AIza[\w-]{30,}",
     "a token for Slack": r"xox[abeprs]-[\w-]{10,}", "a token for a package registry": r"(?:pypi-|npm_)[\w-]{24,}",
-    "a signed token": r"eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*"}
-LOOKS_LIKE = {what: re.compile(rf"(?<![\w-])(?:{form})") for what, form in BEGINNINGS.items()}
+    "a signed token": r"eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w.-]*"}
+LOOKS_LIKE = {what: re.compile(rf"(?<![A-Za-z0-9_-])(?:{form})") for what, form in BEGINNINGS.items()}
 PRIVATE_KEY = r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)"
 QUERY_VALUE = r"(?<=[?&])((?:api[_-]?key|key|(?:access_)?token|secret|password|sig(?:nature)?)=)[^&\s#\"'\\]{8,}"
 HEADER_VALUE = r"(\bauthorization[\" ]{0,3}[:=][\" ]{0,3}(?:bearer |basic )?|\bbearer )(?=[^\s\"']*\d)[^\s\"',\\]{8,}"
