@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import save_file
 
+from wikidpo.core.chat import read_chat
 from wikidpo.core.files import UserError
 from wikidpo.core.model import GPT, GPTConfig
 from wikidpo.engine.reference_cache import cached_table, tensors_digest
 from wikidpo.models.adopt import load_policy, save_policy
 from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
+from wikidpo.run.rig import rig
 
 SMALL = GPTConfig(vocab_size=61, block_size=32, n_layer=1, n_head=2, n_embd=16, ffn_dim=24)
 MODEL_PY = "from wikidpo.core.model import GPT, GPTConfig\n"
@@ -243,3 +245,32 @@ def test_a_reference_cache_that_cannot_be_written_costs_a_word(tmp_path, capsys)
     (tmp_path/"file").write_text("")
     assert torch.equal(cached_table(lambda: TABLE, KEY, tmp_path/"file"/".cache"), TABLE)
     assert "cannot be kept" in capsys.readouterr().out
+
+
+CHAT = dict(prefix="<|user|>\n", suffix="\n<|end|>\n<|assistant|>\n", end="<|end|>", specials=["<|end|>"])
+
+
+@pytest.mark.parametrize("change", [
+    {"prefix": None}, {"suffix": 3}, {"end": ""}, {"end": [1]}, {"specials": "<|end|>"}, {"specials": [""]},
+    {"specials": [3]}, {"trim": 1}, {"vocab_size": True}, {"vocab_size": -1}, {"vocab_size": 1e30}, {"other": 1}],
+    ids=str)
+def test_an_odd_chat_json_is_refused_by_field(tmp_path, change):
+    (tmp_path/"chat.json").write_text(json.dumps(CHAT))
+    assert read_chat(tmp_path/"chat.json").specials == ("<|end|>",)
+    (tmp_path/"chat.json").write_text(json.dumps(CHAT | change))
+    says = refusal(read_chat, tmp_path/"chat.json")
+    assert "chat.json: not a chat template (" in says and "import the model again" in says and min(change) in says
+
+
+@pytest.mark.parametrize("text", [b"", b"null", b"[]", b"{}", b"{", b"[" * 100_000, b"\xff", b'{"end": "\\ud800"}',
+                                  b'{"vocab_size": 1' + b"0" * 10_000 + b"}"], ids=range(9))
+def test_a_chat_json_that_is_none(tmp_path, text):
+    (tmp_path/"chat.json").write_bytes(text)
+    assert "chat.json" in refusal(read_chat, tmp_path/"chat.json")
+
+
+@pytest.mark.parametrize("options", [
+    {"dollars": float("nan")}, {"dollars": float("inf")}, {"dollars": -1}, {"save": ""}, {"save": "/"}], ids=str)
+def test_odd_values_for_the_rig_are_refused_before_anything_is_measured(options):
+    says = refusal(lambda: rig(None, None, None, None, None, **options))
+    assert f"rig.{min(options)} is " in says

@@ -33,7 +33,7 @@ BEGINNINGS = { # what it is: how it looks
 LOOKS_LIKE = {what: re.compile(rf"(?<![A-Za-z0-9_-])(?:{form})") for what, form in BEGINNINGS.items()}
 PRIVATE_KEY = r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)"
 QUERY_VALUE = r"(?<=[?&])((?:api[_-]?key|key|(?:access_)?token|secret|password|sig(?:nature)?)=)[^&\s#\"'\\]{8,}"
-HEADER_VALUE = r"(\bauthorization[\" ]{0,3}[:=][\" ]{0,3}(?:bearer |basic )?|\bbearer )(?=[^\s\"']*\d)[^\s\"',\\]{8,}"
+HEADER_VALUE = r"(\bauthorization[\"' ]{0,3}[:=][\"' ]{0,3}(?:bearer |basic )?|\bbearer )(?=[^\s\"']*\d)[^\s\"',\\]{8,}"
 LOOKS_LIKE |= {
     "a private key": re.compile(PRIVATE_KEY), "a password in a URL": re.compile(USER_INFO),
     "a key in a URL": re.compile(QUERY_VALUE, re.I), "a key in a header": re.compile(HEADER_VALUE, re.I)}
