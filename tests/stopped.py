@@ -74,7 +74,8 @@ def tries(every, last):
 
 def main(folder, every, *words):
     import wikidpo.models.hf, wikidpo.run.publish # noqa: F401 once, and not in every try
-    before, kills, different, ended = f"{folder}.before", 0, [], []
+    before, kills = f"{folder}.before", 0
+    different, ended = [], []
     shutil.copytree(folder, before, symlinks=True)
     assert run(words) == 0, "the command fails undisturbed"
     want = files(folder)

@@ -37,6 +37,8 @@ def open_gguf(path): # a .gguf file
     return reader, fields
 
 # %% ../../nbs/models/gguf.ipynb #gguf-numbers
+def _plain(number): return float(str(np.float32(number)))                      # 1e-05, not 9.999999747378752e-06
+
 def _check_numbers(get, path): # get(name, default): a field of the file
     "`UserError` for a size that is no whole number above 0, or an epsilon that is none"
     for name in FIELDS.values():
@@ -45,8 +47,6 @@ def _check_numbers(get, path): # get(name, default): a field of the file
         raise UserError(f"{path}: llama.{name} is {quoted(value, 60)}, but a number above 0 is needed")
 
 # %% ../../nbs/models/gguf.ipynb #gguf-config
-def _plain(number): return float(str(np.float32(number)))                      # 1e-05, not 9.999999747378752e-06
-
 def _refuse_shape(get, heads, width, path):
     "`UserError` for what a file asks of its model and WikiGPT has not"
     head_dim = get("attention.key_length", width // heads)
