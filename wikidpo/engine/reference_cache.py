@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..core.data import collate
-from ..core.files import quoted
+from ..core.files import quoted, UserError
 from .distributed import on_rank_zero, rank, sum_over_ranks
 from ..run.folder import write_atomic
 
@@ -78,5 +78,5 @@ def cached_table(make, # () -> this process's part of the table
         buf = BytesIO()
         torch.save({"table": table, "digest": tensors_digest({path.name: table})}, buf)
         try: write_atomic(path, buf.getvalue())
-        except OSError as e: print(f"{quoted(path)}: cannot be kept ({e.strerror}); the next run asks again")
+        except (OSError, UserError) as e: print(f"{quoted(path)}: cannot be kept ({e}); the next run asks again")
     return table
