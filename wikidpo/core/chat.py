@@ -44,7 +44,8 @@ def _chat_fault(chat):
     "What is wrong with the object in a chat.json, or None"
     if not isinstance(chat, dict): return f"an object is expected, not {type(chat).__name__}"
     if unknown := set(chat) - set(CHAT_FIELDS): return f"unknown: {quoted(min(unknown), 40)}"
-    if missing := {"prefix", "suffix", "end", "specials"} - set(chat): return f"{min(missing)} is missing"
+    missing = {"prefix", "suffix", "end", "specials"} - set(chat)
+    if missing: return f"{min(missing)} is missing"
     for name, value in chat.items():
         if type(value) not in CHAT_FIELDS[name]: return f"{name} is {quoted(repr(value), 40)}"
     if not all(isinstance(s, str) and s for s in (*chat["specials"], chat["end"])):
@@ -67,7 +68,8 @@ def load_tokenizer(path, # tokenizer.json; chat.json beside it if the model has 
     path, name = Path(path), quoted(path)
     if not os.path.isfile(path): raise UserError(f"{name}: no such tokenizer")
     try: tok = Tokenizer.from_file(str(path))
-    except Exception as e: raise UserError(f"{name}: not a tokenizer.json ({quoted(e, 80)})") from None
+    except Exception as e:
+        raise UserError(f"{name}: not a tokenizer.json ({quoted(e, 80)})") from None
     tok.chat = chat = read_chat(path.with_name("chat.json"))
     needed = dict.fromkeys([*chat.specials, chat.end])
     missing = [s for s in needed if tok.token_to_id(s) is None]
