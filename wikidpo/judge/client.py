@@ -22,6 +22,7 @@ from .config import shown_url, TeacherLost
 from .offline import InProcess, offline_app
 from .prompts import (fenced, JUDGE_TMPL, PAIR_TMPL, parse_score, parse_verdict,
                                    SCORE_LABELS, VERDICT_LABELS)
+from ..run.secrets import redact
 
 # %% ../../nbs/judge/client.ipynb #judge-client-words
 _START = ("Start one with `wikidpo teacher` (vLLM, on a GPU) or `wikidpo teacher --offline`; "
@@ -124,6 +125,8 @@ class Judged:
     tries: int = 1 # 2: the first reply could not be read
     error: str = "" # why the server refused this request
     mass: float|None = None # of an expected score: the probability of the ten labels together
+
+    def __post_init__(self): self.reply, self.error = redact(self.reply), redact(self.error)
 
     @property
     def outcome(self):

@@ -15,7 +15,6 @@ from bisect import bisect_right
 from collections import namedtuple
 from copy import deepcopy
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import accumulate, permutations, product
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -24,18 +23,17 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..core.files import UserError
+from ..core.files import quoted, UserError
 from ..core.logps import call_model, full_logits
 from ..core.model import GPT, GPTConfig
-from .checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
-from ..run.folder import write_atomic
+from .checkpoints import check_weights, load_checkpoint, read_checkpoint, save_checkpoint, write_pt
 
 # %% ../../nbs/models/adopt.ipynb #73735ba9
 def error_line(e, # an exception
                length:int=160, # of its message, characters
                ):
     "An exception as part of a line"
-    return f"{type(e).__name__}: {' '.join(str(e).split())[:length]}"
+    return f"{type(e).__name__}: {quoted(' '.join(str(e).split()), length)}"
 
 def _forget(names, folder):
     "Take the modules that came from files of a folder out of `sys.modules`"
@@ -386,16 +384,16 @@ def load_learner_weights(model, # the learner's, fresh
                          path):
     "`model` with these weights; raises `UserError` if they do not fit"
     own = model.state_dict(keep_vars=True)
-    if not isinstance(state, dict): raise UserError(f"{path}: its weights are no state dict but {type(state).__name__}")
     prefixes = r"^(module\.|_orig_mod\.)+|_orig_mod\."
-    state = {k if k in own else re.sub(prefixes, "", str(k)): v for k, v in state.items()}
+    state = {k if k in own else re.sub(prefixes, "", k): v for k, v in state.items()}
     try: missing, unknown = model.load_state_dict(state, strict=False)
     except RuntimeError as e: raise UserError(f"{path}: its weights do not fit model.py ({error_line(e)})") from None
     tied = {id(own[k]) for k in own.keys() & state.keys()}
     missing = [k for k in missing if isinstance(own[k], nn.Parameter) and id(own[k]) not in tied]
     if missing or unknown:
         odd = f"missing: {', '.join(missing[:3]) or 'none'}; unknown: {', '.join(unknown[:3]) or 'none'}"
-        raise UserError(f"{path}: its weights do not fit model.py ({odd})")
+        raise UserError(f"{path}: its weights do not fit model.py ({quoted(odd, 300)})")
+    check_weights(model, path)
     return model.eval()
 
 # %% ../../nbs/models/adopt.ipynb #c2dd5cf1
@@ -440,6 +438,4 @@ def save_policy(path, # .pt; a policy without an origin also as .safetensors
     state = policy.theirs.state_dict() if origin.plan is None else origin.make().state_dict()
     if origin.plan: to_theirs(policy.state_dict(), origin.plan, state)
     def stored(t): return t.cpu().to(dtype if dtype and t.is_floating_point() else t.dtype)
-    file = BytesIO()
-    torch.save({"model": {k: stored(v) for k, v in state.items()}, "config": origin.config}, file)
-    write_atomic(path, file.getvalue())
+    write_pt(path, {k: stored(v) for k, v in state.items()}, origin.config)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, Regex, Tokenizer
 
-from ..core.files import UserError
+from ..core.files import quoted, UserError
 
 # %% ../../nbs/models/gguf.ipynb #gguf-open
 FIELDS = { # of config.json, and behind the name of the architecture
@@ -32,13 +32,21 @@ def open_gguf(path): # a .gguf file
         reader = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as e:
-        why = str(e).splitlines()[0][:80] if str(e) else type(e).__name__
+        why = quoted(e, 80) if str(e) else type(e).__name__
         raise UserError(f"{path}: no GGUF file, or not the whole of one ({why})") from None
     return reader, fields
 
-# %% ../../nbs/models/gguf.ipynb #gguf-config
+# %% ../../nbs/models/gguf.ipynb #gguf-numbers
 def _plain(number): return float(str(np.float32(number)))                      # 1e-05, not 9.999999747378752e-06
 
+def _check_numbers(get, path): # get(name, default): a field of the file
+    "`UserError` for a size that is no whole number above 0, or an epsilon that is none"
+    for name in FIELDS.values():
+        value, kinds = get(name, 1), (int, float) if name.endswith("epsilon") else (int,)
+        if type(value) in kinds and 0 < value < 2**31: continue
+        raise UserError(f"{path}: llama.{name} is {quoted(value, 60)}, but a number above 0 is needed")
+
+# %% ../../nbs/models/gguf.ipynb #gguf-config
 def _refuse_shape(get, heads, width, path):
     "`UserError` for what a file asks of its model and WikiGPT has not"
     head_dim = get("attention.key_length", width // heads)
@@ -58,6 +66,7 @@ def gguf_config(fields, path)->dict: # {field: value}
     def get(name, default=None): return fields.get(f"llama.{name}", default)
     lacks = [name for name in FIELDS.values() if get(name) is None and name != "attention.head_count_kv"]
     if lacks: raise UserError(f"{path}: lacks llama.{lacks[0]}")
+    _check_numbers(get, path)
     config = {theirs: get(name) for theirs, name in FIELDS.items() if get(name) is not None}
     _refuse_shape(get, config["num_attention_heads"], config["hidden_size"], path)
     config["rms_norm_eps"] = _plain(config["rms_norm_eps"])
@@ -102,7 +111,8 @@ def gguf_tensors(reader, config, path)->dict:
         except (NotImplementedError, KeyError):
             raise UserError(f"{path}: {t.name} is stored as {t.tensor_type.name}, which is not supported") from None
         kind = name.split(".")[-2]
-        out[name] = half_split(rows, heads[kind]) if kind in heads else rows
+        try: out[name] = half_split(rows, heads[kind]) if kind in heads else rows
+        except RuntimeError: raise UserError(f"{path}: {quoted(t.name)} does not fit its number of heads") from None
     return out
 
 # %% ../../nbs/models/gguf.ipynb #gguf-tok
@@ -157,13 +167,14 @@ def gguf_tokenizer(fields, path)->Tokenizer:
     "The tokenizer; raises `UserError` naming a kind that is not supported"
     kind = fields.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
-        raise UserError(f"{path}: has a tokenizer of kind '{kind}'; supported are gpt2 and llama")
-    try: tok = _byte_level(fields, path) if kind == "gpt2" else _sentencepiece(fields)
+        raise UserError(f"{path}: has a tokenizer of kind '{quoted(kind, 40)}'; supported are gpt2 and llama")
+    try:
+        tok = _byte_level(fields, path) if kind == "gpt2" else _sentencepiece(fields)
+        kinds = [*zip(fields["tokenizer.ggml.tokens"], fields.get("tokenizer.ggml.token_type", []))]
+        tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, k in kinds if k == CONTROL])
+        tok.add_tokens([AddedToken(t, normalized=False) for t, k in kinds if k == OWN])
     except UserError: raise
-    except Exception as e: raise UserError(f"{path}: its tokenizer does not fit together ({str(e)[:80]})") from None
-    kinds = [*zip(fields["tokenizer.ggml.tokens"], fields.get("tokenizer.ggml.token_type", []))]
-    tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, k in kinds if k == CONTROL])
-    tok.add_tokens([AddedToken(t, normalized=False) for t, k in kinds if k == OWN])
+    except Exception as e: raise UserError(f"{path}: its tokenizer does not fit together ({quoted(e, 80)})") from None
     return tok
 
 def tokenizer_config(fields)->dict:
@@ -172,7 +183,7 @@ def tokenizer_config(fields)->dict:
     for name in ("bos", "eos", "unknown", "padding"):
         i = fields.get(f"tokenizer.ggml.{name}_token_id")
         short = {"unknown": "unk", "padding": "pad"}.get(name, name)
-        if i is not None: config[f"{short}_token"] = tokens[i]
+        if type(i) is int and 0 <= i < len(tokens): config[f"{short}_token"] = tokens[i]
     if template := fields.get("tokenizer.chat_template"): config["chat_template"] = template
     return config
 
@@ -182,7 +193,7 @@ Parts = namedtuple("Parts", "config tensors tokenizer files") # {}, {name: tenso
 def read_gguf(path)->Parts: # a .gguf file of a Llama
     "The parts of a Hugging Face folder, out of one file; raises `UserError` naming what cannot be read"
     reader, fields = open_gguf(path)
-    if "tokenizer.ggml.tokens" not in fields: raise UserError(f"{path}: holds no tokenizer")
+    if not isinstance(fields.get("tokenizer.ggml.tokens"), list): raise UserError(f"{path}: holds no tokenizer")
     config = gguf_config(fields, path)
     tensors = gguf_tensors(reader, config, path)
     config["tie_word_embeddings"] = "lm_head.weight" not in tensors

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import torch
 
 from ..core.data import PairDataset
-from ..core.files import UserError
+from ..core.files import quoted, UserError
 from ..core.sample import sample_k
 from ..core.train import freeze, train_dpo
 from ..engine.accelerate import accelerate, pick_device
@@ -273,6 +273,10 @@ def rig(policy, teacher, mine, train, judge, # the sections of a profile
         save=None, # JSON file for the measured rates
        )->bool:
     "Preflight, then measurement and budget; prints them and returns whether everything is in place"
+    if not 0 <= dollars < 1e6:
+        raise UserError(f"rig.dollars is {dollars}: the price of an hour is needed, such as 0.4")
+    if save is not None and (not str(save) or os.path.isdir(save)):
+        raise UserError(f"rig.save is '{quoted(save)}': the name of a file is needed, such as rig.json")
     checks = preflight(policy, teacher, mine, out)
     print("\n".join(map(str, checks)))
     if any(c.ok is False for c in checks): return False

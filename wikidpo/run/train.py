@@ -110,7 +110,7 @@ def start_wandb(cfg, out, config):
     if mode == "auto": mode = "online" if wandb.api.api_key else "offline"
     return wandb.init(
         project=cfg.project, name=out.name, dir=str(out), config=config, mode=mode,
-        settings=wandb.Settings(silent=True), resume="allow",
+        settings=wandb.Settings(silent=True, disable_git=True, x_disable_meta=True), resume="allow",
         id=earlier[-1].name.split("-")[-1] if earlier else None)
 
 @contextmanager
