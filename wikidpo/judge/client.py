@@ -76,7 +76,8 @@ def teacher_error(e, # an openai.APIError
     "What to tell a person of an error; None if this one request is at fault"
     url, status = quoted(shown_url(url or client.base_url)), getattr(e, "status_code", None)
     if not status: return _not_there(e, client, url)
-    return _of_status(status, server_words(e, client), url, model, _wait_of(e), e.response.headers.get("location", ""))
+    location = quoted(shown_url(e.response.headers.get("location", "")))
+    return _of_status(status, server_words(e, client), url, model, _wait_of(e), location)
 
 # %% ../../nbs/judge/client.ipynb #a18cle01
 def _of_status(status, words, url, model, wait, location):
@@ -88,8 +89,8 @@ def _of_status(status, words, url, model, wait, location):
         return TeacherLost(f"the teacher at {url} has no model '{quoted(model)}' there ({words}). "
                            f"{url}/models lists its models; a base URL usually ends in /v1. {_START}", words)
     if status < 400:
-        return TeacherOdd(f"the teacher at {url} sends elsewhere ({words or status}, to {quoted(shown_url(location))}), "
-                          "which is not followed: give the last address as teacher.url", words)
+        return TeacherOdd(f"the teacher at {url} sends elsewhere ({words}, to {location}), which is not followed: "
+                          "give the last address as teacher.url", words)
     if status in (408, 409, 429) or status >= 500:
         return TeacherOdd(f"the teacher at {url} is in trouble ({words}). Restart it, or ask it less at a time "
                           f"(teacher.concurrency). {_START}", words, wait)
@@ -102,10 +103,11 @@ _SENT = {"host", "accept", "accept-encoding", "connection", "user-agent", "conte
 # style: one class, a few lines a method
 class _Http(openai.DefaultHttpxClient):
     "An HTTP client that says no more than it must, waits no longer than it may, and whose `close` hangs up"
-    def __init__(self, authorization, **kwargs): # the header; None: as the URL says
+    def __init__(self, authorization, trust_env): # the header, None: as the URL says; proxies of the environment
         self.authorization, self.sockets, self.call = authorization, WeakSet(), threading.local()
         hooks = {"request": [self._before], "response": [self._after]}
-        super().__init__(event_hooks=hooks, follow_redirects=False, headers={"accept-encoding": "identity"}, **kwargs)
+        super().__init__(event_hooks=hooks, follow_redirects=False, headers={"accept-encoding": "identity"},
+                         trust_env=trust_env)
 
     def _before(self, request):
         for name in {*request.headers} - _SENT:
@@ -164,7 +166,7 @@ def make_client(url:str="offline", # "offline", or the base URL of an OpenAI-com
     key, base = _checked_key(api_key), _checked_url(url)
     offline = InProcess(offline_app(**habits)) # knows the names of the habits, whoever is asked
     if url == "offline": http = httpx2.Client(transport=offline)
-    else: http = _Http(None if base.userinfo else f"Bearer {key}", trust_env=base.host not in ("localhost", "127.0.0.1"))
+    else: http = _Http(None if base.userinfo else f"Bearer {key}", base.host not in ("localhost", "127.0.0.1"))
     return openai.OpenAI(
         base_url=base.copy_with(query=None, fragment=None), default_query=dict(base.params), api_key=key,
         timeout=openai.Timeout(timeout, connect=min(timeout, 5.)), max_retries=retries, http_client=http)
@@ -212,6 +214,7 @@ class _Message(BaseModel): content: str | None = None
 
 class _Choice(BaseModel):
     message: _Message
+    finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
 class _Completion(BaseModel): choices: list[_Choice] = Field(min_length=1)
@@ -284,6 +287,10 @@ SCORING = JudgingTask(parse_score, 4, "Reply with one integer from 1 to 10 and n
 COMPARING = JudgingTask(parse_verdict, 3, "Reply with A, B or TIE and nothing else.", VERDICT_LABELS)
 MAX_REPLY = 200 # characters of a reply that are kept, and said again to the judge; all of it is read
 
+def _may_be_half_a_ten(choice):
+    "Whether a reply was cut off behind a 1"
+    return choice.finish_reason == "length" and choice.message.content.rstrip().endswith("1")
+
 # %% ../../nbs/judge/client.ipynb #a18cla01
 def ask_judge(client, model:str, prompt:str, task:JudgingTask, probe:Probe)->Judged:
     "One judging call; raises `TeacherLost` or another `UserError` if the server is at fault"
@@ -292,8 +299,9 @@ def ask_judge(client, model:str, prompt:str, task:JudgingTask, probe:Probe)->Jud
     try:
         if probe.expected and task is SCORING: return _expected_score(client, model, messages, probe)
         for tries in (1, 2): # noqa: B007 the result says which
-            said = ask_once(client, model, messages, task.max_tokens, choices).message.content
-            value, reply = task.parse(said), said[:MAX_REPLY]
+            choice = ask_once(client, model, messages, task.max_tokens, choices)
+            value, reply = task.parse(choice.message.content), choice.message.content[:MAX_REPLY]
+            if _may_be_half_a_ten(choice): value = None
             if value is not None: break
             messages += [dict(role="assistant", content=reply or "-"), dict(role="user", content=task.reminder)]
     except openai.APIError as e:

@@ -20,7 +20,7 @@ class JudgePool:
                  concurrency:int=32, # calls in flight
                  max_lost:int=20, # so many lost calls in a row stop the pool
                  grace:float=5., # seconds that calls in flight have left after an error or Ctrl-C
-                 give_up=None, # the `TeacherLost` of an item that was lost three times -> its result; None: it stops the pool
+                 give_up=None, # `TeacherLost` -> result of an item that was lost three times; None: it stops the pool
                 ):
         self.fn, self.done, self.give_up = fn, done, give_up
         self.max_lost, self.grace = max_lost, grace

@@ -131,7 +131,8 @@ def tell_missing(missing, # rows without a score or a verdict
     counts = Counter(str(r.get("error", "no reason is known")) for r in missing).most_common(9)
     if counts:
         why, n = counts[0]
-        print(f"{step}: {len(missing):,} of {of:,} {what} ({n:,} times: {quoted(why, 200)}); the same command asks again")
+        print(f"{step}: {len(missing):,} of {of:,} {what} ({n:,} times: {quoted(why, 200)}); "
+              "the same command asks again")
     return dict(counts)
 
 def _asks_again(out, done:dict)->bool:
