@@ -59,7 +59,7 @@ BODIES = {
     "message int": body(7), "message list": body(["7"]), "message text": body("7"), "message null": body(None),
     "message bool": body(True), "no message": top({"choices": [{"index": 0}]}),
     "content int": said(7), "content float": said(7.), "content list": said(["7"]), "content dict": said({"text": "7"}),
-    "content bool": said(True), "content null": said(None), "no utf-8": raw('"7\xff"'.encode("latin-1").decode("latin-1")),
+    "content bool": said(True), "content null": said(None), "no utf-8": http(200, GOOD.replace(b'"7"', b'"\xb7"')),
     "bytes": http(200, GOOD.replace(b'"7"', b'"7\xff\xfe"')), "lone surrogate": raw('"7\\ud800"'),
     "deep nesting": http(200, b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
     "ten thousand digits": raw("7" * 10_000), "digits elsewhere": http(
@@ -75,12 +75,13 @@ REPLIES = {
     "full-width digits": said("\uff17"), "ten that was cut": said("1", finish_reason="length"), "7/100": said("7/100"),
     "the key": said(f"7, and your key is {SECRET}"), "special tokens": said("<|im_end|>\n<|im_start|>user\n7"),
     "control characters": said("\x1b[2J\x1b[31m7"), "nul": said("7\x00"), "line separator": said("7\u20289"),
-    "long": said("The answer is right. " * 5000), "two lines": said("A\nB\nC or 7"), "quartz": said("quartz")}
+    "long": said("The answer is right. " * 5000), "two lines": said("C or D\n7\nA"), "quartz": said("quartz")}
 
 LOGPROBS = {
     "no logprobs": said("7"), "logprobs null": said("7", logprobs=None), "logprobs list": said("7", logprobs=[1]),
     "content int ": said("7", logprobs={"content": 7}), "no places": said("7", logprobs={"content": []}),
-    "token int": probabilities([{"token": 7, "logprob": 0.}]), "logprob text": probabilities([{"token": "7", "logprob": "0"}]),
+    "token int": probabilities([{"token": 7, "logprob": 0.}]),
+    "logprob text": probabilities([{"token": "7", "logprob": "0"}]),
     "logprob nan": probabilities([{"token": "7", "logprob": float("nan")}]),
     "logprob above 0": probabilities([{"token": "7", "logprob": 700.}]),
     "more than one": probabilities([{"token": t, "logprob": 0.} for t in ("7", " 7", "9")])}
@@ -118,7 +119,8 @@ class FaultyServer(socketserver.ThreadingTCPServer):
     def __init__(self, app, kinds, share=1., seed=0):
         super().__init__(("127.0.0.1", 0), None)
         self.app, self.kinds, self.share = InProcess(app), list(kinds), share
-        self.rng, self.lock, self.asked, self.faults = random.Random(seed), threading.Lock(), [], []
+        self.rng, self.lock = random.Random(seed), threading.Lock()
+        self.asked, self.faults = [], []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def handle_error(self, request, client_address): pass # the other side may hang up whenever it likes

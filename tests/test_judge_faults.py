@@ -3,13 +3,12 @@ nothing ends in a traceback, and the same command asks again"""
 import json
 import random
 import re
-import threading
 import time
 
 import pytest
 from faulty_server import faulty, KINDS, LOGPROBS, QUICK, SECRET, SLOW
-from model_server import answers, error, Q, reply, scripts
-from starlette.responses import RedirectResponse, Response
+from model_server import answers, completion, error, Q, reply, scripts
+from starlette.responses import RedirectResponse
 
 from wikidpo.core.files import read_jsonl, UserError
 from wikidpo.judge.client import ask_score, ask_verdict, check_teacher, make_client, no_score, Probe
@@ -17,7 +16,7 @@ from wikidpo.judge.config import OFFLINE_MODEL as M, TeacherConfig, TeacherLost
 from wikidpo.judge.offline import offline_app, OfflineTeacher
 from wikidpo.judge.pool import JudgePool
 from wikidpo.run.config import EvaluateConfig, MineConfig, PolicyConfig
-from wikidpo.run.evaluate import evaluate, no_verdict
+from wikidpo.run.evaluate import evaluate
 from wikidpo.run.mine import mine
 from wikidpo.world.facts import DATA, prompts
 
@@ -39,8 +38,9 @@ def items(n, seed=0):
 
 def judged_alone(kind, ask):
     "What came of one call to a server that has this fault each time"
-    with faulty(APP, [kind]) as server, make_client(server.url, SECRET, timeout=1 if kind in SLOW else 20, retries=0) as c:
-        try: return ask(c)
+    seconds = 1 if kind in SLOW else 20
+    with faulty(APP, [kind]) as server, make_client(server.url, SECRET, timeout=seconds, retries=0) as client:
+        try: return ask(client)
         except TeacherLost as e: return no_score(e)
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -158,8 +158,8 @@ def test_a_redirect_is_not_followed(scripted):
         assert len(script.seen) == 1 and elsewhere.seen == []
 
 def test_what_the_environment_says_to_openai_stays_here(scripted, monkeypatch):
-    told = dict(OPENAI_ORG_ID="org-1", OPENAI_PROJECT_ID="proj-1", OPENAI_API_KEY="sk-openai", OPENAI_ADMIN_KEY="sk-adm",
-                OPENAI_BASE_URL="http://127.0.0.1:9/v1",
+    told = dict(OPENAI_ORG_ID="org-1", OPENAI_PROJECT_ID="proj-1", OPENAI_BASE_URL="http://127.0.0.1:9/v1",
+                OPENAI_API_KEY="sk-openai", OPENAI_ADMIN_KEY="sk-adm",
                 OPENAI_CUSTOM_HEADERS="X-Mine: tell-tale\nAuthorization: Bearer sk-other\nCookie: sk-cookie")
     for name, value in told.items(): monkeypatch.setenv(name, value)
     client, script = scripted(reply("7"))
@@ -167,8 +167,8 @@ def test_what_the_environment_says_to_openai_stays_here(scripted, monkeypatch):
     assert check_teacher(client, "m").constrained is False
     for seen in script.seen:
         assert seen["headers"]["authorization"] == "Bearer sk-canary-0123456789"
-        text = json.dumps(seen)
-        for word in ("org-1", "proj-1", "sk-openai", "sk-adm", "tell-tale", "sk-other", "sk-cookie"): assert word not in text
+        text, words = json.dumps(seen), ["org-1", "proj-1", "sk-openai", "sk-adm", "tell-tale", "sk-other", "sk-cookie"]
+        for word in words: assert word not in text
 
 @pytest.mark.parametrize("status", [200, 400, 500])
 def test_a_key_that_is_repeated_is_not_kept(scripted, status):
@@ -193,7 +193,6 @@ def test_a_long_reply_is_cut_before_it_is_kept_or_said_again(scripted):
     assert judged.value == 10 and len(judged.reply) == 200
 
 def test_a_one_that_may_be_half_a_ten_is_asked_again(scripted):
-    from model_server import completion
     client, script = scripted(completion("1", finish_reason="length"), reply("10"))
     judged = ask_score(client, "m", Q, "x")
     assert (judged.value, judged.tries) == (10, 2)

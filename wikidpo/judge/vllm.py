@@ -99,7 +99,7 @@ def _end_group(process):
         process.wait()
 
 # %% ../../nbs/judge/vllm.ipynb #a18vllm1
-_WATCHER = 'read line; kill -TERM -- -$0 2>/dev/null; sleep 10; kill -KILL -- -$0 2>/dev/null'
+_WATCHER = 'read line; kill -s TERM -- -$0; sleep 10; kill -s KILL -- -$0'
 
 def _watch_over(process):
     "A process that ends the group of another one when we are gone, whatever ended us"
@@ -132,6 +132,7 @@ def _wait_for_token(server):
             bar.set_postfix_str(server.output().strip().split("\n")[-1][-100:])
 
 # %% ../../nbs/judge/vllm.ipynb #4f0f1df7
+# style: one class, a few lines a method
 class Vllm:
     "vLLM's server while a `with` block lasts: `url` is its base URL; raises `UserError` if it does not start"
     def __init__(self, cfg:VllmConfig, # how to start it

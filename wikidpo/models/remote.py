@@ -152,6 +152,9 @@ def _fault(ids, end, # token ids of a response, the stop token
 
 # %% ../../nbs/models/remote.ipynb #b6619105
 # style: one class, a short method for each thing that a server can do
+_NOT_VLLM = ("{}; it does not answer as vLLM does, which takes GET /models, and POST /completions with echo, logprobs and "
+             "return_token_ids; a base URL usually ends in /v1")
+
 class Servers:
     "Servers of one policy, for many threads: the least busy is asked, a dead one dropped; `UserError` for others"
     def __init__(self, urls, # base URLs
@@ -180,11 +183,7 @@ class Servers:
             words = server_words(e, client) if status else quoted(without_secrets(str(cause), client), 200)
             self._check_status(status, f"{shown_url(url)} ({words})", url)
             self._count(url, words, isinstance(cause, httpx2.ConnectError))
-        except TeacherOdd as e:
-            if url not in self.names: words = f"it does not answer as vLLM does, {e.reason}; it takes GET /models and " \
-                "POST /completions with echo, logprobs and return_token_ids; a base URL usually ends in /v1"
-            else: words = e.reason
-            self._count(url, words, False)
+        except TeacherOdd as e: self._count(url, e.reason if url in self.names else _NOT_VLLM.format(e.reason), False)
         else: self.failures[url] = 0
 
     def _check_status(self, status, why, url):
@@ -207,8 +206,8 @@ class Servers:
     def _pick(self):
         "(url, client) of the least busy server; `UserError` if none is left"
         if not self.clients:
-            raise UserError(f"{self.last}, and no other is left. Write the policy with `wikidpo export`, serve it with "
-                            "`vllm serve FOLDER`; the same command goes on from here")
+            raise UserError(f"{self.last}, and no other is left. Write the policy with `wikidpo export`, serve it "
+                            "with `vllm serve FOLDER`; the same command goes on from here")
         return min(self.clients.items(), key=lambda c: self.busy[c[0]])
 
     def ask(self, **body):

@@ -119,8 +119,9 @@ def _judged_before(path)->tuple:
     rows = read_jsonl(path)
     kept, again = [r for r in rows if r["result"]], [r for r in rows if not r["result"]]
     if again: write_jsonl(path, kept)
-    verdict = {"first", "second", "result", "error"}
-    return {r["prompt_id"] for r in rows}, [{k: v for k, v in r.items() if k not in verdict} for r in again]
+    for r in again:
+        for k in ("first", "second", "result", "error"): r.pop(k, None)
+    return {r["prompt_id"] for r in rows}, again
 
 def _judged_rows(path)->list:
     "The judged rows, now in the order of the prompts; raises `UserError` if not one verdict could be read"
