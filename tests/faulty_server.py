@@ -97,7 +97,7 @@ def hang(conn):
     try: conn.recv(1) # until the other side goes away
     except OSError: pass
 
-def drip(conn, data=http(200, GOOD), beginning=150):
+def drip(conn, data=http(200, GOOD), beginning=-30):
     conn.sendall(data[:beginning])
     for byte in data[beginning:]:
         conn.sendall(bytes([byte]))

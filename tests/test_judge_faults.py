@@ -217,7 +217,7 @@ def mining(n=12): return MineConfig(str(DATA/"prompts_mine.jsonl"), n_prompts=n,
 def test_mining_lists_what_has_no_score_and_asks_again(tmp_path, capsys, expected):
     mine(POLICY, TeacherConfig(expected=expected), mining(), tmp_path/"right")
     right = {(s["prompt_id"], s["k"]): s for s in read_jsonl(tmp_path/"right"/"samples.jsonl")}
-    with faulty(APP, [*QUICK, "the key"], .6, 3) as server:
+    with faulty(APP, [*QUICK, "the key"], .3 if expected else .6, 3) as server:
         teacher = asking(server.url, expected=expected)
         summary, _ = to_the_end(mine, POLICY, teacher, mining(), tmp_path/"run")
         rows, out = read_jsonl(tmp_path/"run"/"samples.jsonl"), capsys.readouterr().out
