@@ -213,7 +213,7 @@ def to_the_end(step, *args):
 
 def mining(n=12): return MineConfig(str(DATA/"prompts_mine.jsonl"), n_prompts=n, seed=0, max_new=8, gap=1, best=1)
 
-@pytest.mark.parametrize("expected", [False, True])
+@pytest.mark.parametrize("expected", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_mining_lists_what_has_no_score_and_asks_again(tmp_path, capsys, expected):
     mine(POLICY, TeacherConfig(expected=expected), mining(), tmp_path/"right")
     right = {(s["prompt_id"], s["k"]): s for s in read_jsonl(tmp_path/"right"/"samples.jsonl")}
