@@ -152,8 +152,8 @@ def _fault(ids, end, # token ids of a response, the stop token
 
 # %% ../../nbs/models/remote.ipynb #b6619105
 # style: one class, a short method for each thing that a server can do
-_NOT_VLLM = ("{}; it does not answer as vLLM does, which takes GET /models, and POST /completions with echo, logprobs and "
-             "return_token_ids; a base URL usually ends in /v1")
+_NOT_VLLM = ("{}; it does not answer as vLLM does, which takes GET /models, and POST /completions with echo, "
+             "logprobs and return_token_ids; a base URL usually ends in /v1")
 
 class Servers:
     "Servers of one policy, for many threads: the least busy is asked, a dead one dropped; `UserError` for others"

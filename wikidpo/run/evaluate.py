@@ -123,6 +123,7 @@ def _judged_before(path)->tuple:
         for k in ("first", "second", "result", "error"): r.pop(k, None)
     return {r["prompt_id"] for r in rows}, again
 
+# %% ../../nbs/run/evaluate.ipynb #a18eval2
 def _judged_rows(path)->list:
     "The judged rows, now in the order of the prompts; raises `UserError` if not one verdict could be read"
     rows = sorted(read_jsonl(path), key=lambda r: r["prompt_id"])
