@@ -158,10 +158,12 @@ def test_a_restart_repeats_nothing_and_changes_nothing(world, judged, tmp_path):
 
 def test_what_is_judged_is_never_judged_again(world, judged, tmp_path):
     rows = read_jsonl(judged[0]/"verdicts.jsonl")[:30]
-    rows[3] |= {"result": None, "a": "kept as it is"}
+    rows[3] |= {"a": "kept as it is"}
+    rows[5] |= {"result": None, "first": None, "error": "HTTP 503: busy"} # this one is, with the answers it has
     run = killed(judged, tmp_path, "".join(json.dumps(r) + "\n" for r in rows).encode())
     s = evaluate(POLICY, TeacherConfig(), world, run)
-    assert by_id(run)[3]["a"] == "kept as it is" and s["n"] == N - 1 and s["unparsed"] == 1
+    assert by_id(run)[3]["a"] == "kept as it is" and s["n"] == N and s["unparsed"] == 0
+    assert by_id(run)[5] == by_id(judged[0])[5]
 
 
 def test_a_finished_folder_is_left_as_it_is(world, judged, tmp_path):

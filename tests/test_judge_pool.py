@@ -44,7 +44,7 @@ def test_pool_stops_when_the_teacher_goes_away(scripted):
     with pytest.raises(TeacherLost, match="shutting down"):
         with JudgePool(ask, keep_in(out), concurrency=4, max_lost=5) as pool: pool.submit(range(2000))
     assert len(out) == len(set(out)) == 40
-    assert 45 <= len(script.seen) <= 40 + 5 + 3
+    assert 45 <= len(script.seen) <= 40 + 4 + 5 + 3 # a late success may begin the count anew
 
 def test_pool_stops_on_a_closed_port():
     client, tried = make_client(f"http://127.0.0.1:{free_port()}/v1", retries=0), []

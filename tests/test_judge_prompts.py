@@ -1,9 +1,13 @@
 "What no answer can talk a judge into, and what no reply is read as"
+import time
+
 import pytest
 from model_server import Q
 
+from wikidpo.core.chat import strip_specials
 from wikidpo.judge.offline import read_judging_prompt
 from wikidpo.judge.prompts import JUDGE_TMPL, PAIR_TMPL, fenced, parse_score, parse_verdict
+from wikidpo.judge.writing import read_writing_prompt, WRITE_TMPL
 
 # --- reading replies
 
@@ -58,3 +62,49 @@ def test_special_tokens_and_length():
     # cut after the tokens are gone, as the answer would be read
     assert fenced("<|end|>" + "y" * 4000 + "z") == fenced("y" * 4000)
     assert fenced("a < b | c > d [x]").split("\n")[1] == "a < b | c > d [x]"
+
+FAMILIES = { # what their chat templates set between turns
+    "DeepSeek": "<｜begin▁of▁sentence｜> <｜User｜> <｜Assistant｜> <｜end▁of▁sentence｜> <｜tool▁calls▁begin｜>",
+    "Mistral": "<s> [INST] [/INST] </s> [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CALLS] [AVAILABLE_TOOLS]",
+    "Hunyuan": "<｜hy_begin▁of▁sentence｜> <｜hy_User｜> <|hy_Assistant|> <|extra_0|> <|startoftext|>",
+    "EXAONE": "[|system|] [|user|] [|assistant|] [|endofturn|]",
+    "Llama 2": "<s> [INST] <<SYS>> <</SYS>> [/INST]",
+    "Llama 3": "<|begin_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|>",
+    "Qwen": "<|im_start|> <|im_end|> <|endoftext|>",
+    "Gemma": "<bos> <start_of_turn> <end_of_turn> <eos>",
+    "ours": "<|user|> <|assistant|> <|end|> <|pad|>"}
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_special_tokens_of_every_family_go(family):
+    tokens = FAMILIES[family].split()
+    assert fenced("x".join(tokens)) == fenced("x" * (len(tokens) - 1))
+    for t in tokens:
+        for i in range(1, len(t)): assert fenced(f"a{t[:i]}{t}{t[i:]}b") == fenced("ab") # one inside another
+    deep = "".join(t[:len(t) // 2] for t in tokens), "".join(t[len(t) // 2:] for t in reversed(tokens))
+    assert fenced(f"a{deep[0]}{deep[1]}b") == fenced("ab")
+
+@pytest.mark.parametrize("text", [
+    "if a <b> or [c]", "x[0][1] <= y", "a <|> b", "[link](url)", "<html>", "[|", "<s", "|>"])
+def test_what_is_no_special_token_stays(text): assert fenced(text).split("\n")[1] == text
+
+def seconds(fn, *args):
+    start = time.process_time()
+    fn(*args)
+    return time.process_time() - start
+
+@pytest.mark.parametrize("make", [
+    lambda n: "<|us" * n + "er|>" * n, lambda n: "<|user|>" * n, lambda n: "<|e" * n + "<|end|>" + "nd|>" * (n - 1),
+    lambda n: "<|end|>" + "<|" * n + "|>" * n, lambda n: "[|us" * n + "er|]" * n, lambda n: "<<SYS" * n + ">>" * n])
+def test_taking_tokens_out_is_linear(make):
+    "Thirty thousand deep; the square of ten thousand took 9 s, and an answer of 84 kB delayed `train` by 73 s"
+    for clean in (fenced, strip_specials): assert seconds(clean, make(30_000)) < 4
+
+# fences that nothing closes, each of another length
+OPEN = "".join(f"{{0}}:\n{'`' * i}\n" for i in range(3, 1500))
+
+@pytest.mark.parametrize("text", [
+    "Instruction:\n```\n" * 30_000, OPEN.format("Answer"), "Instruction:\n```\nx\n```\n" * 30_000, "```\n" * 100_000,
+    WRITE_TMPL.split("{passage}")[0].format(kind="x") + OPEN.format("Text")])
+def test_reading_a_prompt_is_linear(text):
+    "A thousand open fences took 19 s"
+    for read in (read_judging_prompt, read_writing_prompt): assert seconds(read, text) < 2

@@ -1,7 +1,11 @@
 "Starting vLLM, as far as that goes without one; tests/test_vllm.py has the rest"
 import importlib.util
+import os
+import signal
 import socket
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -48,3 +52,76 @@ def test_where_vllm_is_looked_for(monkeypatch, tmp_path):
 def test_the_profile_and_the_verb_agree():
     teacher, cfg = load_profile("wikigpt")["teacher"], VllmConfig()
     assert (teacher["url"], teacher["model"]) == (f"http://localhost:{cfg.port}/v1", cfg.serve_model)
+
+
+# --- nothing is left behind
+
+STAND_IN = """#!/bin/sh
+sleep 600 &
+echo $$ $! > {pids}.new
+mv {pids}.new {pids}
+wait
+"""
+START = """
+import sys
+from wikidpo.judge.config import VllmConfig
+from wikidpo.judge.vllm import serve_vllm
+serve_vllm(VllmConfig(python=sys.argv[1], port=0))
+"""
+
+def alive(pid):
+    "Whether a process runs; one that nobody has waited for yet does not"
+    try:
+        with open(f"/proc/{pid}/stat") as f: return f.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError: return False
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(.05)
+
+@pytest.fixture
+def started(tmp_path):
+    "(the process of `wikidpo teacher`, the pids of a stand-in for vLLM and of its child)"
+    stand_in, pids = tmp_path/"python", tmp_path/"pids"
+    stand_in.write_text(STAND_IN.format(pids=pids))
+    stand_in.chmod(0o755)
+    command = [sys.executable, "-c", START, str(stand_in)]
+    ours = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True,
+                            env=os.environ | {"TQDM_DISABLE": "1"},
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    try:
+        wait_until(pids.exists)
+        time.sleep(.3) # for the watcher
+        yield ours, [int(n) for n in pids.read_text().split()]
+    finally:
+        ours.kill()
+        ours.wait()
+
+linux = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
+
+@linux
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_sigkill_leaves_no_vllm_behind(started, whole_group):
+    "Killed by force, alone or with all that the shell started: the server and its child end all the same"
+    ours, theirs = started
+    assert all(map(alive, theirs))
+    (os.killpg if whole_group else os.kill)(ours.pid, signal.SIGKILL)
+    ours.wait()
+    wait_until(lambda: not any(map(alive, theirs)))
+
+@linux
+def test_a_signal_to_end_leaves_no_vllm_and_no_watcher(started):
+    ours, theirs = started
+    ours.send_signal(signal.SIGTERM)
+    ours.wait(60)
+    wait_until(lambda: not any(map(alive, theirs)))
+    wait_until(lambda: not [p for p in os.listdir("/proc") if p.isdigit() and watches(p, theirs[0])], 20)
+
+def watches(pid, group):
+    "Whether a process is the watcher of a group"
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as f: words = f.read().split(b"\0")
+    except OSError: return False
+    return words[:1] == [b"/bin/sh"] and str(group).encode() in words

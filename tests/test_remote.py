@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from copy import deepcopy
 
 import pytest, torch
+from faulty_server import faulty, QUICK
 from served import served
 from starlette.responses import JSONResponse
 
@@ -130,12 +131,43 @@ def test_all_dead_is_one_error(up, capsys):
     assert "\n" not in str(e.value) and capsys.readouterr().err.count("\n") == 1
 
 @pytest.mark.parametrize("status, says", [
-    (400, "HTTP 400: maximum context length"), (401, "the key in NO_SUCH_KEY"), (404, "HTTP 404")])
+    (400, "HTTP 400: maximum context length"), (401, "the key in NO_SUCH_KEY"), (422, "HTTP 422")])
 def test_a_refusal_is_not_retried(up, status, says):
     refusal = dict(status=status, error=dict(message="maximum context length is 8"))
     log = Log(lambda ask, answer: answer if ask["top_k"] == 1 else dict(refusal))
     with pytest.raises(UserError, match=says): sample(up(log, policy_app(MODEL)), concurrency=1)
     assert len(log.samples()) == 1
+
+QUIET_KINDS = [k for k in QUICK if k not in ("429 retry-after", "cut body", "cut head", "dropped", "reset", "noise")]
+
+def test_a_faulty_server_changes_no_response(up):
+    "Faults that are no response at all, and responses of the wrong form: asked again, with the same seed"
+    right = sample(up(policy_app(MODEL)), n=3, max_new=6)
+    with faulty(policy_app(MODEL), QUIET_KINDS, .3, 1) as server:
+        assert sample([server.url], n=3, max_new=6) == right
+        assert len(server.faults) > 4
+
+@pytest.mark.parametrize("ids", [[], [7] * 6, [7, 10**6], [-1, END], [END, 7, 7, 7, 7], [7, 7]])
+def test_tokens_that_are_no_response_are_asked_for_again(up, ids):
+    wrong = Log(lambda ask, answer: answer if ask["top_k"] == 1 or len(wrong.asked) % 2 else changed(answer))
+    def changed(answer):
+        answer["choices"][0]["token_ids"] = ids
+        return answer
+    right = sample(up(policy_app(MODEL)), n=1, max_new=5)
+    assert sample(up(wrong), n=1, max_new=5, concurrency=1) == right
+
+def test_a_server_with_nothing_but_faults_ends_in_a_line(up):
+    log = Log(lambda ask, answer: answer if ask["top_k"] == 1 else dict(choices=[dict(text="hello")]))
+    with pytest.raises(UserError, match="token_ids.*the same command goes on from here") as e: sample(up(log), n=2)
+    assert "\n" not in str(e.value) and len(log.samples()) >= 20
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [.1, .3, .5])
+def test_all_kinds_of_fault_at_a_server_that_samples(up, share):
+    right = sample(up(policy_app(MODEL)), n=10, max_new=6)
+    with faulty(policy_app(MODEL), QUICK, share, 2) as server:
+        assert sample([server.url], n=10, max_new=6, concurrency=16) == right
+        assert len(server.faults) > 40 * share
 
 def test_what_is_no_server_of_the_policy_is_refused(up):
     other = deepcopy(MODEL)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'COURSE', 'CHAT_FIELDS', 'Chat', 'render_prompt', 'read_chat', 'load_tokenizer', 'chat_of', 'check_vocab',
-           'strip_specials', 'end_id', 'encode_prompt', 'encode_response']
+           'strip_tokens', 'strip_specials', 'end_id', 'encode_prompt', 'encode_response']
 
 # %% ../../nbs/core/chat.ipynb #819fff94
-import os
+import os, re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,11 +96,27 @@ def check_vocab(tok, # Tokenizer
                         "they do not belong together")
 
 # %% ../../nbs/core/chat.ipynb #605e7b64
+def strip_tokens(text:str,
+                 tokens:re.Pattern, # what a token looks like
+                 ends, # characters with which one ends
+                 longest:int, # characters in one, at most
+                )->str:
+    "`text` without tokens, and without those that a removal would bring forth; in one pass"
+    if not tokens.search(text): return text
+    kept = []
+    for c in text:
+        kept.append(c)
+        if c not in ends: continue
+        last = "".join(kept[-longest:])
+        if found := tokens.search(last): del kept[found.start() - len(last):]
+    return "".join(kept)
+
 def strip_specials(text:str, specials=SPECIALS)->str:
     "`text` without the literal special tokens, so that data cannot speak for the template"
-    while any(s in text for s in specials):
-        for s in specials: text = text.replace(s, "")
-    return text
+    specials = [s for s in specials if s]
+    if not any(s in text for s in specials): return text
+    tokens = re.compile("|".join(map(re.escape, specials)))
+    return strip_tokens(text, tokens, {s[-1] for s in specials}, max(map(len, specials)))
 
 def end_id(tok)->int:
     "Id of the stop token"

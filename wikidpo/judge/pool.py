@@ -18,14 +18,15 @@ class JudgePool:
     def __init__(self, fn, # item -> result, usually by `ask_score` or `ask_verdict`; may raise `TeacherLost`
                  done, # called with (item, result) in the order in which they come
                  concurrency:int=32, # calls in flight
-                 max_lost:int=8, # so many lost calls in a row stop the pool
+                 max_lost:int=20, # so many lost calls in a row stop the pool
                  grace:float=5., # seconds that calls in flight have left after an error or Ctrl-C
+                 give_up=None, # `TeacherLost` -> result of an item that was lost three times; None: it stops the pool
                 ):
-        self.fn, self.done = fn, done
+        self.fn, self.done, self.give_up = fn, done, give_up
         self.max_lost, self.grace = max_lost, grace
         self.todo, self.change = queue.SimpleQueue(), threading.Condition()
         self.left, self.lost = 0, 0
-        self.failed, self.closed = None, False
+        self.failed, self.ending, self.closed = None, False, False
         self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(concurrency)]
         for t in self.threads: t.start()
 
@@ -49,20 +50,31 @@ class JudgePool:
             with self.change: self.change.notify_all()
 
     def _finish(self, item, tries):
-        "One call; a lost one is put back"
+        "One call; a lost one is put back, and at the third time given up"
         try: result = self.fn(item)
-        except TeacherLost:
-            with self.change:
-                self.lost += 1
-                if self.lost >= self.max_lost or tries == 3: raise
-                return self.todo.put((item, tries + 1))
+        except TeacherLost as e:
+            with self.change: self._count_lost(e, tries)
+            if tries < 3: return self.todo.put((item, tries + 1))
+            result = self.give_up(e)
+        else: self.lost = 0
         with self.change:
             if self.closed: return
             self.done(item, result)
-            self.left, self.lost = self.left - 1, 0
+            self.left -= 1
+
+    def _count_lost(self, e, tries):
+        "Raises if it is time to stop; else waits as long as the server wants"
+        self.lost += 1
+        if self.lost >= self.max_lost:
+            raise TeacherLost(f"{self.lost} calls in a row failed. The last: {e}. The same command goes on from here")
+        if tries == 3 and not self.give_up: raise e
+        if e.wait: self.change.wait_for(lambda: self.ending or self.failed, e.wait)
 
     def close(self):
         "Drop what waits, give what is in flight its grace, then call `done` no more"
+        with self.change:
+            self.ending = True
+            self.change.notify_all()
         with suppress(queue.Empty):
             while True: self.todo.get_nowait()
         for _ in self.threads: self.todo.put(None)

@@ -8,7 +8,7 @@ __all__ = ['JUDGE_TMPL', 'PAIR_TMPL', 'SCORE_LABELS', 'VERDICT_LABELS', 'fenced'
 # %% ../../nbs/lessons/04_the_teacher.ipynb #d6e30fb0
 import re
 
-from ..core.chat import strip_specials
+from ..core.chat import strip_tokens
 
 # %% ../../nbs/lessons/04_the_teacher.ipynb #4c65ae1c
 JUDGE_TMPL = """Grade one answer to one instruction, strictly, on a scale from 1 to 10.
@@ -57,16 +57,18 @@ and nothing else.
 Verdict:"""
 
 # %% ../../nbs/lessons/04_the_teacher.ipynb #58f2cb77
-# special tokens of other models, the judge's among them
-_CONTROL = re.compile(r"<\|\w+\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
+# special tokens: ours, those of the usual judges, of DeepSeek, Mistral, Hunyuan, EXAONE, Llama 2
+_CONTROL = re.compile(r"<[|｜][\w▁./-]{1,50}[|｜]>|\[\|/?\w{1,50}\|\]|</?s>|<</?SYS>>"
+                      r"|<(?:start_of_turn|end_of_turn|bos|eos|pad|unk|BOS_TOKEN|EOS_TOKEN)>"
+                      r"|\[/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|TOOL_RESULTS|AVAILABLE_TOOLS|THINK"
+                      r"|MODEL_SETTINGS|ARGS|CALL_ID|IMG|PREFIX|MIDDLE|SUFFIX)\]")
 
 def fenced(text:str, # from a model or a file: not to be trusted
            limit:int=4000, # characters kept
           )->str:
     "`text` between two fence lines that it cannot contain, without special tokens"
     text = text.encode("utf-8", "replace").decode() # a lone surrogate cannot travel as JSON
-    while (clean := _CONTROL.sub("", strip_specials(text))) != text: text = clean
-    text = text[:limit]
+    text = strip_tokens(text, _CONTROL, ">]", 64)[:limit]
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}\n{text}\n{fence}"
 

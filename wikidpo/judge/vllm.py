@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..core.files import UserError
 from .client import ask_once, check_teacher, make_client, server_words, teacher_error
 from .config import TeacherLost, VllmConfig
-from .offline import listening_socket
+from .offline import listening_socket, who_reaches
 from ..run.folder import QUIET
 
 # %% ../../nbs/judge/vllm.ipynb #judge-vllm-find
@@ -98,6 +98,20 @@ def _end_group(process):
         with suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+# %% ../../nbs/judge/vllm.ipynb #a18vllm1
+_WATCHER = 'read line; kill -s TERM -- -$0; sleep 10; kill -s KILL -- -$0'
+
+def _watch_over(process):
+    "A process that ends the group of another one when we are gone, whatever ended us"
+    return subprocess.Popen(["/bin/sh", "-c", _WATCHER, str(process.pid)], stdin=subprocess.PIPE,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+def _end_watcher(watcher):
+    "Its work is done by us: it must not look for a group that may by then be somebody else's"
+    watcher.kill()
+    watcher.wait()
+    watcher.stdin.close()
+
 # %% ../../nbs/judge/vllm.ipynb #judge-vllm-wait
 def _replies(client, model):
     "Whether one token comes; raises `UserError` for a server that answers and will not reply"
@@ -118,18 +132,21 @@ def _wait_for_token(server):
             bar.set_postfix_str(server.output().strip().split("\n")[-1][-100:])
 
 # %% ../../nbs/judge/vllm.ipynb #4f0f1df7
+# style: one class, a few lines a method
 class Vllm:
     "vLLM's server while a `with` block lasts: `url` is its base URL; raises `UserError` if it does not start"
     def __init__(self, cfg:VllmConfig, # how to start it
                  key:str|None=None, # the key that it shall want
                 ):
-        with listening_socket(cfg.host, cfg.port) as s: self.cfg = replace(cfg, port=s.getsockname()[1])
+        with listening_socket(cfg.host, cfg.port) as s:
+            self.cfg, self.reach = replace(cfg, port=s.getsockname()[1]), who_reaches(s)
         self.url, self.key = f"http://{cfg.host}:{self.cfg.port}/v1", key
 
     def __enter__(self):
         command = vllm_command(self.cfg)
         self.log = tempfile.TemporaryFile()
         self.process = _start_group(command, self.key, self.log)
+        self.watcher = _watch_over(self.process)
         try: _wait_for_token(self)
         except BaseException:
             self.close()
@@ -147,7 +164,9 @@ class Vllm:
     def close(self):
         "End all of its processes"
         try: _end_group(self.process)
-        finally: self.log.close()
+        finally:
+            _end_watcher(self.watcher)
+            self.log.close()
 
     def __exit__(self, *_): self.close()
 
@@ -164,7 +183,8 @@ def serve_vllm(cfg:VllmConfig, key:str|None=None):
     # tmux kill-session sends SIGHUP
     for s in (signal.SIGTERM, signal.SIGHUP): signal.signal(s, signal.default_int_handler)
     with suppress(KeyboardInterrupt), Vllm(cfg, key) as server:
-        print(f"vLLM listens at {server.url} under the name {cfg.serve_model}. Ctrl-C stops it.", flush=True)
+        print(f"vLLM listens at {server.url} under the name {cfg.serve_model}. Ctrl-C stops it.{server.reach}",
+              flush=True)
         _say_what_it_is(server)
         server.process.wait()
         raise UserError(server.why())

@@ -32,7 +32,8 @@ def writing_prompt(passage:str, kind:str)->str: # kind: a key of `WRITE_KINDS`
     return WRITE_TMPL.format(kind=WRITE_KINDS[kind], passage=fenced(passage, len(passage)))
 
 # %% ../../nbs/judge/writing.ipynb #jw-read
-_ASKED = re.compile(re.escape(WRITE_TMPL[:WRITE_TMPL.index("{kind}")]) + r"([^\n]*)\.\n.*?^Text:\n(`{3,})\n(.*?)\n\2$",
+_HEAD, _MIDDLE = WRITE_TMPL.split("{kind}")
+_ASKED = re.compile(re.escape(_HEAD) + r"([^\n]*)" + re.escape(_MIDDLE.split("{passage}")[0]) + r"(`{3,})\n(.*?)\n\2$",
                     re.M | re.S)
 
 def read_writing_prompt(content:str)->tuple|None:

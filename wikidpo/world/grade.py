@@ -46,13 +46,25 @@ def _true_statements()->set:
     return {normalize(statement(f, v)) for f in facts() for v in f.values}
 
 @cache
-def _statement_pattern()->re.Pattern:
-    "Finds any statement, true or not, at the end of a normalized text"
-    forms = []
-    for k in kinds().values():
-        form = re.escape(k["statement"].rstrip(".").casefold())
-        forms.append(form.replace(r"\{s\}", ".+?").replace(r"\{v\}", ".+") + r"\.?$")
-    return re.compile("|".join(forms))
+def _statement_parts()->list:
+    "Of each kind of statement, normalized: what stands before, between and after its subject and its value"
+    forms = [k["statement"].rstrip(".").casefold() for k in kinds().values()]
+    return [re.split(r"\{[sv]\}", form) for form in forms]
+
+def _ends_in_statement(text:str)->bool:
+    "Whether a normalized text ends in any statement, true or not"
+    return any(_ends_in(parts, text) for parts in _statement_parts())
+
+# %% ../../nbs/world/grade.ipynb #a18grd02
+def _ends_in(parts, text:str)->bool:
+    "Whether the parts follow each other, something between any two of them, and the last one ends the text"
+    *before, last = parts
+    at = 0
+    for part in before:
+        at = text.find(part, at) + len(part) + 1
+        if at <= len(part): return False # not found
+    ends = (text, text.removesuffix("."))
+    return any(t.endswith(last) and len(t) - len(last) >= at for t in ends)
 
 # %% ../../nbs/world/grade.ipynb #d6187fa2
 def _label_by_values(fact:Fact, body:str)->str:
@@ -62,7 +74,7 @@ def _label_by_values(fact:Fact, body:str)->str:
     named |= right & {body.rstrip(".")}
     if named - right: return "wrong"
     if not named: return "off-topic"
-    if subject not in body and _statement_pattern().search(body): return "off-topic" # a fact about something else
+    if subject not in body and _ends_in_statement(body): return "off-topic" # a fact about something else
     return "terse" if len(body.split()) <= 3 + len(min(named).split()) else "sloppy"
 
 # %% ../../nbs/world/grade.ipynb #3c0be94a
@@ -72,7 +84,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?]) +")
 def _label_by_rest(rest:str)->str:
     "The label of a text that has the fact's statement: by what else stands in it"
     sentences = [_BRIDGE.sub("", s) for s in _SENTENCE_END.split(rest.strip())]
-    told = [s for s in sentences if len(s) < 300 and _statement_pattern().search(s)]
+    told = [s for s in sentences if len(s) < 300 and _ends_in_statement(s)]
     if told: return "rambling" if all(s in _true_statements() for s in told) else "hallucinated"
     return "padded" if re.search(r"\w", rest) else "crisp"
 
