@@ -7,15 +7,18 @@ __all__ = ['read_prompts', 'mine', 'read_mining', 'merge']
 
 # %% ../../nbs/run/mine.ipynb #m1ne0003
 import json, time
+from collections import Counter
 from dataclasses import asdict
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import yaml
 from tqdm.auto import tqdm
 
-from ..core.chat import encode_prompt
+from ..core.chat import encode_many
 from ..core.config import UNIT
-from ..core.files import read_jsonl, UserError
+from ..core.files import each_line, parse_line, read_jsonl, UserError
 from ..core.pairs import make_pairs
 from ..engine.accelerate import ready_to_sample
 from ..engine.ragged import sample_unit
@@ -24,7 +27,7 @@ from ..judge.pool import JudgePool
 from ..models.policy import open_policy
 from ..models.remote import sample_units, Servers
 from .config import shard_units
-from .folder import JsonlWriter, QUIET, update_json, write_atomic, write_jsonl
+from .folder import JsonlWriter, QUIET, update_json, write_atomic
 from .profiles import claim
 
 # %% ../../nbs/run/mine.ipynb #5f23f64c
@@ -40,13 +43,25 @@ def read_prompts(path, n:int=None, # the first so many
 def _finished_units(path, # responses.jsonl, which may not be there yet
                     n_prompts:int, k:int, # responses a prompt
                    )->dict:
-    "{unit: its responses}, complete units only"
+    "{unit: the first byte of each of its responses}, complete units only"
     if not path.exists(): return {}
     with JsonlWriter(path): pass # cuts a torn last line
     units = {}
-    for r in read_jsonl(path): units.setdefault(r["prompt_id"] // UNIT, []).append(r)
+    for _, begin, row in each_line(path): units.setdefault(row["prompt_id"] // UNIT, []).append(begin)
     def size(unit): return k * (min(n_prompts, (unit + 1) * UNIT) - unit * UNIT)
-    return {unit: rows for unit, rows in units.items() if len(rows) == size(unit)}
+    return {unit: places for unit, places in sorted(units.items()) if len(places) == size(unit)}
+
+def _keep_lines(path, places):
+    "Rewrite a file as the lines that begin at these bytes, in this order; whether it was otherwise before"
+    with open(path, "rb") as f: lines = [_line_at(f, begin) for begin in places]
+    if places == sorted(places) and sum(map(len, lines)) == path.stat().st_size: return False
+    write_atomic(path, b"".join(lines))
+    return True
+
+def _line_at(file, begin):
+    "The line that begins at this byte"
+    file.seek(begin)
+    return file.readline()
 
 # %% ../../nbs/run/mine.ipynb #m1ne0012
 def _sample_units(policy, # PolicyConfig
@@ -66,25 +81,28 @@ def _sample_units(policy, # PolicyConfig
 
 def _check_room(model, tok, cfg, prompts):
     "Refuses a prompt that leaves no room for a response"
-    for i, prompt in enumerate(prompts):
-        if len(encode_prompt(tok, prompt)) + cfg.max_new <= model.cfg.block_size: continue
-        raise UserError(f"{cfg.prompts}: prompt {i + 1} is too long to leave room for mine.max_new {cfg.max_new} "
-                        f"in a context of {model.cfg.block_size}: {prompt[:60]!r}...")
+    room = model.cfg.block_size - cfg.max_new
+    for begin in range(0, len(prompts), 1000):
+        for i, ids in enumerate(encode_many(tok, prompts[begin:begin + 1000]), begin):
+            if len(ids) <= room: continue
+            raise UserError(f"{cfg.prompts}: prompt {i + 1} is too long to leave room for mine.max_new {cfg.max_new} "
+                            f"in a context of {model.cfg.block_size}: {prompts[i][:60]!r}...")
 
 # %% ../../nbs/run/mine.ipynb #m1ne0015
 def _unit_rows(path, # responses.jsonl
                ours, # units to go through
-               units, # {unit: its rows} of those that were sampled before; the others are added
+               units, # {unit: where its rows begin} of those that were sampled before
                prompts, groups, # Responses[prompt][k] of each unit that is missing
               ):
     "The rows of each unit in turn; what is sampled now is written down first"
-    with JsonlWriter(path) as responses:
+    with JsonlWriter(path) as responses, open(path, "rb") as known:
         for unit in ours:
-            if unit not in units:
-                units[unit] = [row for i, group in enumerate(next(groups), unit * UNIT)
-                               for row in _prompt_rows(i, prompts[i], group)]
-                responses.write(units[unit])
-            yield units[unit]
+            if unit in units: rows = [parse_line(_line_at(known, begin)) for begin in units[unit]]
+            else:
+                rows = [row for i, group in enumerate(next(groups), unit * UNIT)
+                        for row in _prompt_rows(i, prompts[i], group)]
+                responses.write(rows)
+            yield rows
 
 def _prompt_rows(prompt_id, prompt, group)->list:
     "The responses to one prompt as rows of responses.jsonl"
@@ -98,7 +116,7 @@ def _score_all(path, # samples.jsonl
                probe): # what the judge's server can do, as `check_teacher` found
     "Score every row that has no score yet, many at a time; each is written as its score comes"
     with JsonlWriter(path) as samples:
-        scored = {(s["prompt_id"], s["k"]) for s in read_jsonl(path)}
+        scored = {(s["prompt_id"], s["k"]) for _, _, s in each_line(path)}
         bar = tqdm(total=total, initial=len(scored), unit="response", desc="mine", smoothing=.05, disable=QUIET)
         def ask(row): return ask_score(client, teacher.model, row["prompt"], row["text"], probe)
         def keep(row, judged):
@@ -115,23 +133,39 @@ def _score_columns(judged)->dict:
 # %% ../../nbs/run/mine.ipynb #m1ne0020
 def _filter_samples(out, gap:int, best:int, shard, **more)->dict:
     "The last step: the samples in order, the pairs, and the summary with `more` in it"
-    rows = sorted(read_jsonl(out/"samples.jsonl"), key=lambda s: (s["prompt_id"], s["k"]))
-    write_jsonl(out/"samples.jsonl", rows)
-    pairs, counts = make_pairs(rows, gap, best)
-    if not pairs and not shard: _complain_no_pairs(out, rows, counts)
-    write_jsonl(out/"pairs.jsonl", pairs)
-    unparsable = sum(s["score"] is None for s in rows)
-    summary = counts | {"survival": len(pairs) / counts["prompts"], "responses": len(rows), "unparsable": unparsable}
-    masses = [s["mass"] for s in rows if "mass" in s]
-    if masses: summary["label_mass"] = sum(masses) / len(masses)
-    return update_json(out/"summary.json", mine=summary | more)["mine"]
+    path, pairs = out/"samples.jsonl", []
+    places = sorted((s["prompt_id"], s["k"], begin) for _, begin, s in each_line(path))
+    _keep_lines(path, [begin for *_, begin in places])
+    counts, masses = Counter(make_pairs([])[1] | {"responses": len(places), "unparsable": 0}), []
+    for rows in _each_prompt(path):
+        found, counted = make_pairs(rows, gap, best)
+        pairs += [json.dumps(pair, ensure_ascii=False) + "\n" for pair in found]
+        counts.update(counted | {"unparsable": sum(s["score"] is None for s in rows)})
+        masses += [s["mass"] for s in rows if "mass" in s]
+    if not pairs and not shard: _complain_no_pairs(path, counts)
+    write_atomic(out/"pairs.jsonl", "".join(pairs))
+    summary = _summary(counts, masses) | more
+    return update_json(out/"summary.json", mine=summary)["mine"]
 
-def _complain_no_pairs(out, rows, counts):
+def _each_prompt(path):
+    "The samples of one prompt after the other"
+    samples = (s for _, _, s in each_line(path))
+    for _, rows in groupby(samples, key=itemgetter("prompt_id")): yield list(rows)
+
+def _summary(counts, masses)->dict:
+    "What the mining says of itself"
+    filters = {name: counts[name] for name in ("prompts", "pairs", "tie", "bad", "unscored")}
+    summary = filters | {"survival": counts["pairs"] / counts["prompts"],
+                         "responses": counts["responses"], "unparsable": counts["unparsable"]}
+    return summary | ({"label_mass": sum(masses) / len(masses)} if masses else {})
+
+# %% ../../nbs/run/mine.ipynb #l0ad0012
+def _complain_no_pairs(path, counts):
     "Says what became of the prompts, and what a judge said that could not be read"
     why = "; lower mine.gap or mine.best, or look at the scores"
-    replies = [s["reply"] for s in rows if s["score"] is None]
-    if replies: why = f"; the teacher said: {replies[0][:150]}"
-    raise UserError(f"{out}/samples.jsonl: no prompt survived the filters ({counts['tie']} ties, "
+    reply = next((s["reply"] for _, _, s in each_line(path) if s["score"] is None), None)
+    if reply is not None: why = f"; the teacher said: {reply[:150]}"
+    raise UserError(f"{path}: no prompt survived the filters ({counts['tie']} ties, "
                     f"{counts['bad']} bad, {counts['unscored']} unscored){why}")
 
 # %% ../../nbs/run/mine.ipynb #f66a61ae
@@ -151,9 +185,11 @@ def mine(policy, # PolicyConfig
     probe = check_teacher(client, teacher.model, teacher.url, teacher.expected)
     config = cfg.identity() | {"policy": asdict(policy), "teacher": teacher.record()}
     if done := claim(out, "mine", config): return done
-    # without a unit that was cut in the middle
-    write_jsonl(out/"responses.jsonl", [row for u in sorted(units) for row in units[u]])
-    batches = _unit_rows(out/"responses.jsonl", ours, units, prompts, groups)
+    responses = out/"responses.jsonl"
+    JsonlWriter(responses).close()
+    if _keep_lines(responses, [begin for places in units.values() for begin in places]): # a unit was cut in the middle
+        units = _finished_units(responses, len(prompts), k)
+    batches = _unit_rows(responses, ours, units, prompts, groups)
     total = k * len(prompts[ours.start * UNIT:ours.stop * UNIT])
     _score_all(out/"samples.jsonl", batches, total, client, teacher, probe)
     seconds = round(time.perf_counter() - start, 1)
