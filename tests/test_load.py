@@ -36,9 +36,11 @@ def test_a_line_has_its_number_and_its_place(tmp_path):
 
 @pytest.mark.parametrize("line, says", [
     (b'{"a": 1', "2: broken JSON"), (b"[1]", "2: expected an object with fields, found list"),
-    (b"null", "2: expected an object with fields, found NoneType"), (b'{"b": 1}', "2: the field 'a' is missing .found: b"),
+    (b"null", "2: expected an object with fields, found NoneType"),
+    (b'{"b": 1}', "2: the field 'a' is missing .found: b"),
     (b'{"a": "\\t "}', "2: the field 'a' is empty"), (b'{"a": "\xff"}', r"not UTF-8 text .byte 16\)"),
-    (b'{"a": "\\ud83d"}', "half a character"), (b'{"a": "\\uDC00"}', "half a character"), (b"[" * 10_000, "2: broken JSON"),
+    (b'{"a": "\\ud83d"}', "half a character"), (b'{"a": "\\uDC00"}', "half a character"),
+    (b"[" * 10_000, "2: broken JSON"),
     (b'{"a": ' + b"9" * 10_000 + b"}", "a number of thousands of digits"), (b'{"a": "no"}', "2: that is no question"),
     (b'{"a": 1} {"a": 2}', "Extra data"), (b"\xef\xbb\xbf{}", "broken JSON"), (b'{"a": "\x00"}', "Invalid control")])
 def test_a_line_that_is_wrong_is_named_and_the_collector_comes_back(tmp_path, line, says):

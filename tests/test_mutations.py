@@ -41,7 +41,8 @@ def test_a_test_that_is_not_there_is_no_noticing(toy):
 
 def test_a_list_that_rots_is_named(monkeypatch):
     monkeypatch.setattr(mutations, "MUTANTS", [
-        Mutant("core/pairs.py", "test_pairs.py", "no such text", "x"), Mutant("core/pairs.py", "test_none.py", "in (max, min)", "x"),
+        Mutant("core/pairs.py", "test_pairs.py", "no such text", "x"),
+        Mutant("core/pairs.py", "test_none.py", "in (max, min)", "x"),
         Mutant("core/pairs.py", "test_pairs.py::test_nothing", "in (max, min)", "y")])
     monkeypatch.setattr(mutations, "KNOWN", {})
     assert [p.split(": ")[1] for p in mutations.problems()] == ["stands there 0 times", "no such test", "no such test"]

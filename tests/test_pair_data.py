@@ -43,7 +43,7 @@ def test_the_response_counts_and_the_prompt_does_not(tmp_path):
     assert data[0] == ((prompt + chosen, [0] * len(prompt) + [1] * len(chosen)),
                        (prompt + rejected, [0] * len(prompt) + [1] * len(rejected)))
     cut = dataset(tmp_path, ROW, block_size=ROOM + 2)[0]
-    assert [(len(ids), sum(mask)) for ids, mask in cut] == [(ROOM + 2, 2)] * 2
+    assert cut == tuple((prompt + side[:2], [0] * ROOM + [1, 1]) for side in (chosen, rejected))
 
 
 def test_a_prompt_needs_room_for_one_token_more(tmp_path):
@@ -55,7 +55,8 @@ def test_a_row_that_cannot_be_used_is_named_also_behind_a_thousand_others(tmp_pa
     rows = [ROW] * 1200
     assert len(dataset(tmp_path, *rows)) == 1200
     refused(tmp_path, "pairs.jsonl:1101: the prompt has", *rows[:1100], ROW | {"prompt": "word " * 300})
-    refused(tmp_path, "pairs.jsonl:1101: chosen and rejected are the same", *rows[:1100], ROW | {"chosen": "x", "rejected": "x"})
+    same = ROW | {"chosen": "x", "rejected": "x"}
+    refused(tmp_path, "pairs.jsonl:1101: chosen and rejected are the same", *rows[:1100], same)
     refused(tmp_path, "pairs.jsonl:2: the field 'chosen' is empty", ROW, ROW | {"chosen": " "})
     refused(tmp_path, "holds no pairs")
 
@@ -63,10 +64,11 @@ def test_a_row_that_cannot_be_used_is_named_also_behind_a_thousand_others(tmp_pa
 def test_what_is_held_out_is_the_end_of_the_file(tmp_path):
     rows = [ROW | {"chosen": f"Lima {i}"} for i in range(5)]
     data = dataset(tmp_path, *rows)
+    whole = data.digest
     train, held_out = data.split(2)
     assert train.rows == data.rows[:3] and held_out.rows == data.rows[3:]
     assert [p["chosen"] for p in held_out.pairs] == ["Lima 3", "Lima 4"]
-    assert len({data.digest, train.digest, held_out.digest}) == 3
+    assert len({whole, train.digest, held_out.digest}) == 3
 
 
 def test_the_digest_knows_order_context_and_tokenizer(tmp_path):

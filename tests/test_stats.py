@@ -38,7 +38,17 @@ def test_wilson_covers_the_truth_where_the_textbook_interval_does_not():
     assert inside > .93 and wald < .80
 
 
+def test_nothing_is_known_of_a_rate_without_trials():
+    assert wilson(0, 0) == (0, 1)
+
+
 # ---- what could have been found
+
+@pytest.mark.parametrize("alpha", [.05, .2])
+def test_two_equal_models_are_found_different_as_often_as_the_level_says(alpha):
+    "On either side: half of it each"
+    assert power(.5, 200, alpha) == pytest.approx(alpha) and power(.4, 90) == pytest.approx(power(.6, 90))
+
 
 @pytest.mark.parametrize("n, ties, p", [(300, .4, .55), (1000, .4, .55), (1000, .5, .6), (200, .2, .6)])
 def test_power_against_the_whole_experiment(n, ties, p):
