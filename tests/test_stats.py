@@ -95,6 +95,23 @@ def test_bootstrap_resamples_prompts_not_rows():  # trap 27
     assert width(wins, np.full(100, 8)) > 2.3 * width(rows)   # sqrt(8) = 2.8
 
 
+def test_bootstrap_is_as_wide_as_its_level_says_and_the_same_again():
+    x = np.random.default_rng(3).normal(5, 2, 400)
+    error = x.std(ddof=1) / 20
+    assert width(x) == pytest.approx(2 * 1.96 * error, rel=.05) and bootstrap(x) == bootstrap(x)
+    low, high = bootstrap(x, level=.8)
+    assert high - low == pytest.approx(2 * 1.2816 * error, rel=.06)
+
+
+def test_bootstrap_draws_both_parts_of_a_ratio_together():
+    den = np.arange(1., 40)
+    assert bootstrap(.25 * den, den) == pytest.approx((.25, .25))
+
+
+def test_bootstrap_leaves_out_draws_in_which_nothing_was_decided():
+    assert bootstrap([1, 0, 0], [1, 0, 0]) == (1, 1)
+
+
 def test_bootstrap_of_nothing_decided():
     assert all(map(math.isnan, bootstrap([0, 0], [0, 0])))
 
