@@ -13,7 +13,7 @@ from engines import MINI, random_model
 from wikidpo.core.files import UserError, read_jsonl
 from wikidpo.engine.distributed import load_state, save_state
 from wikidpo.engine.reference_cache import cached_table, logps_table, weights_digest
-from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
+from wikidpo.models.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
 from wikidpo.run.folder import JsonlWriter, update_json, write_atomic, write_jsonl
 
 # ---- files
@@ -118,6 +118,7 @@ def test_a_checkpoint_comes_back_as_it_was_in_both_formats(tmp_path):
         assert again.cfg == MINI.cfg and not again.training
         assert weights_digest(again) == weights_digest(MINI)
         save_checkpoint(tmp_path/name, MINI, torch.bfloat16)
+        assert {w.dtype for w in read_checkpoint(tmp_path/name)[0].values()} == {torch.bfloat16}
         small = load_checkpoint(tmp_path/name)
         assert {p.dtype for p in small.parameters()} == {torch.float32}
         wanted = MINI.embed.weight.bfloat16().float()
