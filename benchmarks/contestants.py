@@ -35,5 +35,13 @@ CONTESTANTS = {
     "train-help": Contestant("`wikidpo train --help`"),
     "refused": Contestant("a refused `wikidpo train --lr x`"),
     "import": Contestant('`python -c "import wikidpo"`'),
+    "load-mine": Contestant("mining that goes on with 95 % scored"),
+    "load-filters": Contestant("mining that only has to filter"),
+    "load-pairs": Contestant("`PairDataset`"),
+    "load-report": Contestant("the report"),
+    "load-doctor": Contestant("the doctor"),
+    "load-inspector": Contestant("the inspector, of pairs"),
+    "load-inspector-samples": Contestant("the inspector, of samples"),
+    "load-vote": Contestant("a vote"),
     "import-loss": Contestant('`python -c "import wikidpo.core.loss"`'),
 }

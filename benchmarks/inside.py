@@ -5,12 +5,14 @@ from time import perf_counter
 from wikidpo.core.chat import load_tokenizer
 from wikidpo.core.config import TrainConfig
 from wikidpo.core.data import PairDataset, collate as collate
+from wikidpo.core.files import read_jsonl
 from wikidpo.core.sample import sample_k
 from wikidpo.core.train import freeze as freeze, train_dpo
 from wikidpo.engine import packed, ragged, scoring
 from wikidpo.engine.accelerate import accelerate, ready_to_sample
 from wikidpo.engine.training import TrainingEngine
 from wikidpo.models.checkpoints import load_checkpoint
+from wikidpo.world.facts import DATA
 
 TOP_K = 50
 # Parts of a step of sampling that a profile looks at: where the function stands, its name, in words
@@ -73,3 +75,39 @@ def clocked(function, key, spent):
         spent[key] = perf_counter() - start
         return out
     return timed
+
+
+# --- what reads a whole run; imported late, since each is measured alone
+
+
+def shipped_pairs(): return read_jsonl(DATA/"pairs.jsonl")
+
+
+def read_pairs(run): return PairDataset(run/"pairs.jsonl", tokenizer(DATA), 256)
+
+
+def command(words):
+    "A command of `wikidpo`, ready to be run"
+    from wikidpo.cli import main
+    return lambda: main(words)
+
+
+def report(run):
+    from wikidpo.show.report import report
+    return report(run)
+
+
+def doctor(run):
+    from wikidpo.show.doctor import doctor
+    return doctor(run)
+
+
+def inspect(path):
+    from wikidpo.show.inspector import PairInspector
+    return PairInspector(path)
+
+
+def vote(path):
+    "A vote on these verdicts: the first one, with its answer kept"
+    from wikidpo.show.vote import BlindVote
+    BlindVote(read_jsonl(path), path.with_name("votes.jsonl")).vote("tie")

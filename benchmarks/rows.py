@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import torch
 
-from targets import PeakMemory, Rate, Seconds, ShareOfPeak, Target, TimesAsFast
+from targets import Growth, PeakMemory, Rate, Seconds, ShareOfPeak, Target, TimesAsFast
 from wikidpo.core.model import GPTConfig
 
 THREADS = torch.get_num_threads()
@@ -18,6 +18,9 @@ SHAPES = {
 }
 QUICK_COMMANDS = ("help", "train-help", "refused", "import")
 COMMANDS = (*QUICK_COMMANDS, "import-loss") # the last is torch's own import
+LOADS = { # job of load.py -> at most so many seconds with 100,000 prompts
+    "load-mine": 56, "load-filters": 9, "load-pairs": 6, "load-report": 5, "load-doctor": 1, "load-inspector": 3,
+    "load-inspector-samples": 4, "load-vote": 2}
 
 
 @dataclass
@@ -52,12 +55,13 @@ class Sizes:
     batch: int = 4 # pairs in a forward
     accum: int = 8 # forwards in a step
     lesson: tuple[str, ...] = () # arguments of the whole lesson
+    crowd: int = 100_000 # prompts of a large run
 
 
 FULL = Sizes()
 QUICK = Sizes(model="tiny", gpu_model="tiny", real_model="tiny", words="a tiny model", matrix=64, prompts=2, new=8,
               mini_prompts=2, mini_new=8, pairs=4, long=96, batch=2, accum=2,
-              lesson=("--mine.n-prompts", "64", "--judge.n", "16"))
+              lesson=("--mine.n-prompts", "64", "--judge.n", "16"), crowd=600)
 
 
 def weights(cfg):
@@ -175,6 +179,17 @@ def commands(size):
     }
 
 
+def loads(size):
+    "What reads a large run"
+    n, few = size.crowd, size.crowd // 10
+    limits = [(Seconds(s, name), PeakMemory(1, name), Growth(15, name)) for name, s in LOADS.items()]
+    return {
+        "load": Row(
+            what=f"processor time of what reads a run of {n:,} prompts; growth from {few:,}", script="load.py",
+            task=on("cpu") | dict(large=n, small=few), who=tuple(LOADS), unit="s", rounds=1, targets=sum(limits, ())),
+    }
+
+
 def gpu_sampling(size):
     "The product and the sampling of a GPU"
     draw = on("cuda") | drawing(size, size.gpu_model)
@@ -212,5 +227,5 @@ def gpu_training(size):
 def table(quick=False):
     "All rows; quick: the same kinds of work, of a size for a test"
     size = QUICK if quick else FULL
-    cpu = yardsticks(size) | sampling(size) | training(size) | real(size) | commands(size)
+    cpu = yardsticks(size) | sampling(size) | training(size) | real(size) | commands(size) | loads(size)
     return cpu | gpu_sampling(size) | gpu_training(size)

@@ -52,10 +52,20 @@ class Seconds(Target):
 
 
 class PeakMemory(Target):
-    "Under so many GB of the GPU's memory"
+    "Under so many GB of memory, the GPU's where the work runs there"
     at_most = True
-    def words(self, row): return f"under {self.goal} GB"
+
+    def words(self, row):
+        return f"under {self.goal} GB" + (f" for {CONTESTANTS[self.who].words}" if self.who else "")
+
     def reached(self, row, contestants, compared): return self.look(row, contestants).get("peak_gb")
+
+
+class Growth(Target):
+    "At most so many times the seconds for ten times the work: ten is linear, a hundred is the square"
+    at_most = True
+    def words(self, row): return f"at most {self.goal} × for ten times the prompts for {CONTESTANTS[self.who].words}"
+    def reached(self, row, contestants, compared): return self.look(row, contestants).get("growth")
 
 
 class ShareOfPeak(Target):

@@ -73,6 +73,20 @@ def test_arithmetic():
     assert flop(cfg, 100, 4) == 4 * flop(cfg, 100)
 
 
+def test_what_a_large_run_costs_is_measured_in_a_process_of_its_own():
+    import load
+    from rows import LOADS
+    assert set(load.JOBS) == set(LOADS) == set(table()["load"].who)
+    found = load.measured("load-doctor", 20)
+    assert 0 < found["seconds"] < 60 and .05 < found["peak_gb"] < 4
+    row = table()["load"]
+    contestants = dict.fromkeys(LOADS, {"value": 2., "growth": 100., "peak_gb": .5})
+    answers = {t.words(row): verdict(t, row, contestants, {}) for t in row.targets}
+    assert answers["under 1 GB for `PairDataset`"] == "reached: 0.5"
+    assert answers["at most 15 × for ten times the prompts for the report"] == "missed: 100"
+    assert len(answers) == 3 * len(LOADS)
+
+
 def test_verdicts():
     targets = (TimesAsFast(3, "trl"), Seconds(90), ShareOfPeak(.4))
     row = Row("", "", {}, ("ours", "trl"), targets=targets)

@@ -13,7 +13,7 @@ import torch
 
 from wikidpo.core.chat import load_tokenizer
 from wikidpo.core.files import read_jsonl, UserError
-from wikidpo.core.stats import tally, wilson
+from wikidpo.core.stats import detectable, tally, wilson
 from wikidpo.judge.client import make_client
 from wikidpo.judge.config import OFFLINE_MODEL, TeacherConfig
 from wikidpo.judge.offline import serving
@@ -51,6 +51,19 @@ def test_the_truth_is_reported_beside_the_judge():
     s = summarize(rows)
     assert (s["truth_win"], s["truth_tie"], s["truth_loss"]) == (6, 2, 2) and s["truth_win_rate"] == .75
     assert s["truth_agreement"] == 7 / 8
+
+
+def test_a_tie_with_the_truth_is_no_agreement():
+    "Neither where the judge sees a tie nor where the truth does is there anything to agree on"
+    undecided = [row("tie", truth_a=2, truth_b=9)] * 4 + [row("a", truth_a=5, truth_b=5)] * 4
+    s = summarize([row("a", truth_a=9, truth_b=2)] * 3 + [row("a", truth_a=2, truth_b=9)] + undecided)
+    assert s["truth_agreement"] == 3 / 4 and (s["truth_win"], s["truth_tie"], s["truth_loss"]) == (3, 4, 5)
+    assert (s["truth_low"], s["truth_high"]) == wilson(3, 8)
+
+
+def test_what_is_detectable_and_how_the_lengths_differ_depend_on_the_decided():
+    s = summarize([row("a", a="x" * 10)] * 30 + [row("b", a="x" * 12)] * 20 + [row("tie")] * 50)
+    assert s["mde"] == detectable(50) and s["chars_diff_low"] > 0 < s["chars_diff_high"]
 
 
 # ---- the real thing: the shipped model against the same model with damaged weights
@@ -142,6 +155,24 @@ def test_answers_are_the_same_again_and_differ_between_the_models_streams(world)
     first = gen_all(model, tok, qs, max_new=32)
     assert first == gen_all(model, tok, qs, max_new=32)
     assert first != gen_all(model, tok, qs, max_new=32, seed=1)
+
+
+def test_a_model_against_itself_has_two_random_streams(world, tmp_path):
+    "With one stream both answers would be the same, and every question a tie; seeds next to each other share none"
+    same = replace(world, a=world.a, b=world.a, n=16)
+    answers = set()
+    for seed in (1, 2):
+        out = tmp_path/str(seed)
+        evaluate(POLICY, ORACLE, replace(same, seed=seed), out)
+        rows = by_id(out)
+        for side in "ab": answers.add(tuple(rows[i][side] for i in range(16)))
+    assert len(answers) == 4
+
+
+def test_the_temperature_is_that_of_the_configuration(world, tmp_path):
+    "At 0 a model says what is likeliest, whatever its stream"
+    evaluate(POLICY, ORACLE, replace(world, b=world.a, n=8, temperature=0.), tmp_path)
+    assert all(r["a"] == r["b"] for r in by_id(tmp_path).values())
 
 
 # ---- stopped, started again, mixed up

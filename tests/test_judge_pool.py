@@ -142,3 +142,12 @@ def test_pool_many_refusals_are_results(scripted):
     def ask(i): return ask_score(client, "m", Q, "x")
     with JudgePool(ask, lambda i, r: out.append(r.outcome), concurrency=4, max_lost=3) as pool: pool.submit(range(30))
     assert out == ["refused"] * 30 and len(script.seen) == 30
+
+def test_pool_tries_an_item_three_times_and_no_more():
+    tried = []
+    def fn(i):
+        tried.append(i)
+        raise TeacherLost("always too long")
+    with pytest.raises(TeacherLost):
+        with JudgePool(fn, print, concurrency=1, max_lost=50) as pool: pool.submit([7])
+    assert tried == [7] * 3

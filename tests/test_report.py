@@ -93,13 +93,15 @@ def test_hostile_text_stays_text(tmp_path, kind):
     assert_inert(p)
     assert p.tags.count("style") == 1 + p.tags.count("svg")  # ours and one in each figure
     raw = (tmp_path/"run"/"report.html").read_text(encoding="utf-8")
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", raw)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]", raw)
 
 
 def test_hostile_text_can_still_be_read(tmp_path):
     assert page(poison(tmp_path/"a", HOSTILE["script"])).words.count("<script>alert(1)</script>") > 50
     assert "‹U+001B›[31mred" in page(poison(tmp_path/"b", HOSTILE["ansi"])).words
     assert "{{ 7*7 }}" in page(poison(tmp_path/"c", HOSTILE["template"])).words
+    assert "‹U+E0041›‹U+E0042›" in page(poison(tmp_path/"e", HOSTILE["tags"])).words
+    assert "safe ‹U+202E› txt.exe" in page(poison(tmp_path/"f", HOSTILE["rtl"])).words
     assert "(empty)" in page(poison(tmp_path/"d", HOSTILE["blank"])).words
 
 

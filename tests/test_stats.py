@@ -38,7 +38,17 @@ def test_wilson_covers_the_truth_where_the_textbook_interval_does_not():
     assert inside > .93 and wald < .80
 
 
+def test_nothing_is_known_of_a_rate_without_trials():
+    assert wilson(0, 0) == (0, 1)
+
+
 # ---- what could have been found
+
+@pytest.mark.parametrize("alpha", [.05, .2])
+def test_two_equal_models_are_found_different_as_often_as_the_level_says(alpha):
+    "On either side: half of it each"
+    assert power(.5, 200, alpha) == pytest.approx(alpha) and power(.4, 90) == pytest.approx(power(.6, 90))
+
 
 @pytest.mark.parametrize("n, ties, p", [(300, .4, .55), (1000, .4, .55), (1000, .5, .6), (200, .2, .6)])
 def test_power_against_the_whole_experiment(n, ties, p):
@@ -83,6 +93,23 @@ def test_bootstrap_resamples_prompts_not_rows():  # trap 27
     ease = np.random.default_rng(5).choice([.0, 1.], 100)     # every answer to a prompt fares alike
     wins, rows = ease * 8, np.repeat(ease, 8)
     assert width(wins, np.full(100, 8)) > 2.3 * width(rows)   # sqrt(8) = 2.8
+
+
+def test_bootstrap_is_as_wide_as_its_level_says_and_the_same_again():
+    x = np.random.default_rng(3).normal(5, 2, 400)
+    error = x.std(ddof=1) / 20
+    assert width(x) == pytest.approx(2 * 1.96 * error, rel=.05) and bootstrap(x) == bootstrap(x)
+    low, high = bootstrap(x, level=.8)
+    assert high - low == pytest.approx(2 * 1.2816 * error, rel=.06)
+
+
+def test_bootstrap_draws_both_parts_of_a_ratio_together():
+    den = np.arange(1., 40)
+    assert bootstrap(.25 * den, den) == pytest.approx((.25, .25))
+
+
+def test_bootstrap_leaves_out_draws_in_which_nothing_was_decided():
+    assert bootstrap([1, 0, 0], [1, 0, 0]) == (1, 1)
 
 
 def test_bootstrap_of_nothing_decided():

@@ -14,11 +14,13 @@ from wikidpo.core.chat import encode_prompt, end_id
 from wikidpo.core.data import PairDataset, collate, pad_right
 from wikidpo.core.files import UserError, read_jsonl
 from wikidpo.core.logps import seq_logprob
-from wikidpo.core.train import PlainEngine, freeze, lr_at
+from wikidpo.core.train import PlainEngine, accumulate, freeze, lr_at, set_lr
+from wikidpo.engine.accelerate import training_parts
+from wikidpo.engine.scoring import Scoring
 from wikidpo.models.checkpoints import load_checkpoint
 from wikidpo.run.config import PolicyConfig, RunTrainConfig
 from wikidpo.run.folder import write_jsonl
-from wikidpo.run.train import hold_out, train
+from wikidpo.run.train import MarginWatcher, Watched, hold_out, summarise, train
 from wikidpo.world.facts import DATA
 
 POLICY = PolicyConfig(str(DATA/"model.safetensors"), str(DATA/"tokenizer.json"), device="cpu")
@@ -174,6 +176,51 @@ def test_schedule_warms_up_and_ends_at_zero():
     assert max(lrs) == 1 and 0 < lrs[-1] < 1e-3 and lrs[0] > 0
 
 
+@pytest.mark.parametrize("norm", [1e9, .01])
+def test_a_step_of_the_plain_engine_is_adamw_with_a_clipped_gradient(data, norm):
+    "Three steps against torch's own optimizer with the course's numbers, fed with the gradients one by one"
+    cfg = replace(CFG, batch_size=8, max_grad_norm=norm, warmup_steps=1)
+    ours, theirs, ref = copy.deepcopy(MINI), copy.deepcopy(MINI), freeze(MINI)
+    engine, groups = PlainEngine(), [list(range(8)), list(range(8, 16)), list(range(3))]
+    opt = torch.optim.AdamW(theirs.parameters(), lr=1e-3, betas=(.9, .95), weight_decay=0.)
+    with engine.running(ours, ref, data, groups, cfg):
+        own, _ = engine.start()
+        for pair_ids in groups:
+            set_lr(own, 1e-3)
+            accumulate(engine, pair_ids, cfg)
+            gradients = [p.grad.clone() for p in ours.parameters()]
+            length = torch.cat([g.flatten() for g in gradients]).norm().item()
+            for p, g in zip(theirs.parameters(), gradients, strict=True): p.grad = g * min(1., norm / length)
+            assert engine.step(own) == pytest.approx(length, rel=1e-3)
+            opt.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True): assert torch.allclose(a, b, atol=5e-5)
+
+
+def test_every_step_has_its_learning_rate_and_no_dropout(data):
+    seen = []
+
+    class Watching(PlainEngine):
+        def step(self, opt):
+            seen.append((opt.param_groups[0]["lr"], self.policy.training))
+            return super().step(opt)
+
+    history = run(data, Watching(), replace(PLAIN, warmup_steps=1))
+    lrs = [CFG.lr * lr_at(s, len(history), 1) for s in range(len(history))]
+    assert seen == [(lr, False) for lr in lrs] and [m["lr"] for m in history] == lrs
+    assert lr_at(0, 100, 20) == pytest.approx(1 / 21) and lr_at(20, 100, 20) == 1
+    assert lr_at(60, 100, 20) == pytest.approx(.5)
+    assert history[0]["reward/accuracy"] == 0, "of equal models no pair is right"
+
+
+def test_a_forward_holds_the_batch_size_and_pairs_of_like_length(data):
+    from wikidpo.core.train import micro_batches
+    groups = micro_batches(data, range(11), 4)
+    assert [len(g) for g in groups] == [4, 4, 3]
+
+    def length(i): return len(data.rows[i][0]) + max(map(len, data.rows[i][1:]))
+    assert [length(i) for g in groups for i in g] == sorted(map(length, range(11)))
+
+
 def test_a_run_that_explodes_says_so(data):
     with pytest.raises(UserError, match="no longer a number at step .*lower train.lr"):
         run(data, cfg=replace(PLAIN, lr=1e30))
@@ -241,6 +288,35 @@ def test_the_watched_pairs_are_computed_twice(files, data):
     assert first["tokens"] == [[len(chosen), len(rejected)] for _, chosen, rejected in watched]
     for name in ("logps", "token_by_token"):
         assert torch.allclose(torch.tensor(first[name])[:8], want.float(), atol=1e-3), name
+
+
+def test_a_watcher_that_goes_on_writes_no_step_twice(data, tmp_path):
+    "The margins are those of the models as they are: none at the start, then what the policy has moved"
+    policy, ref = copy.deepcopy(MINI), freeze(MINI)
+    watched = Watched(BASE, Scoring(policy, ref, training_parts(policy, "fp32")), data, range(5), 12)
+    assert watched.margins().tolist() == [0.] * 5
+    first = MarginWatcher(tmp_path, watched, ref)
+    with torch.no_grad(): policy.embed.weight.mul_(1.01)
+    moved = watched.margins()
+    assert moved.abs().min() > 1e-3
+    first({"step": 1})
+    going_on = MarginWatcher(tmp_path, watched, ref)
+    for step in (1, 2, 3): going_on({"step": step})
+    rows = read_jsonl(tmp_path/"margins.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert rows[0]["z"] == [0.] * 5 and rows[-1]["z"] == pytest.approx(moved.tolist(), abs=1e-3)
+    want = by_definition_margins(policy, data.rows[:5])
+    assert moved.tolist() == pytest.approx(want.tolist(), abs=2e-3)
+
+
+def test_a_summary_is_the_mean_of_the_end():
+    def step(i):
+        return {"step": i, "loss": float(i), "reward/margin": 2. * i, "reward/accuracy": i / 40, "reward/chosen": -i}
+
+    found = summarise([step(i) for i in range(1, 41)] + [step(40) | {"valid/loss": .5}])
+    assert found["steps"] == 41 and found["loss_first"] == 1 and found["valid_loss"] == .5
+    assert found["loss_last"] == pytest.approx((38 + 39 + 40 + 40) / 4)
+    assert found["reward_margin"] == pytest.approx(2 * found["loss_last"])
 
 
 def test_held_out_pairs_are_measured_and_not_trained_on(files, data):

@@ -206,9 +206,8 @@ def test_every_widget_has_a_static_figure_and_none_stays_behind(run, tmp_path, c
 
 
 def test_margins_are_those_of_the_run(tmp_path): # style: one run, looked at from all sides
-    """What `train` writes for the player: zeros first, the final policy's margins last.
-
-    Watching changes nothing, and a run that goes on writes no step twice"""
+    """What `train` writes for the player: the step before the first, the final policy's margins last, and each due
+    step once. Watching changes nothing"""
     from wikidpo.core.data import PairDataset, collate
     from wikidpo.core.logps import pair_logps
     from wikidpo.core.loss import margin

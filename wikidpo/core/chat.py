@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'COURSE', 'CHAT_FIELDS', 'Chat', 'render_prompt', 'read_chat', 'load_tokenizer', 'chat_of', 'check_vocab',
-           'strip_tokens', 'strip_specials', 'end_id', 'encode_prompt', 'encode_response']
+           'strip_tokens', 'strip_specials', 'end_id', 'encode_prompt', 'encode_many', 'encode_response']
 
 # %% ../../nbs/core/chat.ipynb #819fff94
 import os, re
@@ -70,6 +70,8 @@ def load_tokenizer(path, # tokenizer.json; chat.json beside it if the model has 
     try: tok = Tokenizer.from_file(str(path))
     except Exception as e:
         raise UserError(f"{name}: not a tokenizer.json ({quoted(e, 80)})") from None
+    tok.no_padding() # a tokenizer of elsewhere may be set to pad, or to cut
+    tok.no_truncation()
     tok.chat = chat = read_chat(path.with_name("chat.json"))
     needed = dict.fromkeys([*chat.specials, chat.end])
     missing = [s for s in needed if tok.token_to_id(s) is None]
@@ -125,9 +127,13 @@ def end_id(tok)->int:
 # %% ../../nbs/core/chat.ipynb #46d9d262
 def encode_prompt(tok, instruction:str)->list:
     "Token ids of the rendered prompt"
+    return encode_many(tok, [instruction])[0]
+
+def encode_many(tok, instructions)->list: # of many at once, which the tokenizer does in threads
+    "Token ids of each rendered prompt"
     chat = chat_of(tok)
-    text = render_prompt(strip_specials(instruction, chat.specials), chat)
-    return tok.encode(text, add_special_tokens=False).ids
+    texts = [render_prompt(strip_specials(text, chat.specials), chat) for text in instructions]
+    return [found.ids for found in tok.encode_batch_fast(texts, add_special_tokens=False)]
 
 def encode_response(tok, text:str,
                     finished:bool=True, # False: the response was cut and never reached its end

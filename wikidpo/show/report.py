@@ -171,18 +171,19 @@ def training_view(run)->dict|None:
     return {"figures": curve_figures(run)} if run.metrics else None
 
 # %% ../../nbs/show/report.ipynb #c3914af4
-def _histogram(scores, temperature)->dict:
-    "The counts of the scores 1 to 10 at one temperature, and their mean"
-    counts = Counter(map(round, scores))
+def _histogram(seen, temperature)->dict: # seen: score or None -> how often
+    "The counts of the scores 1 to 10 at one temperature, their mean, and how many could not be read"
+    unread, counts = seen.pop(None, 0), Counter()
+    for score, n in seen.items(): counts[round(score)] += n
+    total = sum(score*n for score, n in seen.items())
     return {"name": f"{temperature:g}", "counts": [counts[i] for i in range(1, 11)],
-            "mean": f"{sum(scores)/len(scores):.1f}" if scores else "none"}
+            "mean": f"{total/sum(seen.values()):.1f}" if seen else "none", "unread": unread}
 
-def score_histograms(samples)->list:
+def score_histograms(samples)->list: # each is looked at once, so they need not be held
     "For each temperature: its name, the counts of the scores 1 to 10, and the mean score"
-    scores = {s["temperature"]: [] for s in samples}
-    for s in samples:
-        if s.get("score") is not None: scores[s["temperature"]].append(s["score"])
-    return [_histogram(scores[t], t) for t in sorted(scores)]
+    seen = {}
+    for s in samples: seen.setdefault(s["temperature"], Counter())[s.get("score")] += 1
+    return [_histogram(seen[t], t) for t in sorted(seen)]
 
 # %% ../../nbs/show/report.ipynb #54bf45ef
 def _scores(samples)->dict|None:
@@ -190,7 +191,7 @@ def _scores(samples)->dict|None:
     temps = score_histograms(samples)
     if not temps: return None
     tallest = max(max(t["counts"]) for t in temps)
-    return {"temps": temps, "top": tallest or 1, "unread": sum(s.get("score") is None for s in samples)}
+    return {"temps": temps, "top": tallest or 1, "unread": sum(t["unread"] for t in temps)}
 
 def _origins(pairs)->dict|None:
     "How many pairs have each combination of temperatures, and the share with the chosen answer from the lower one"
@@ -206,7 +207,7 @@ def _origins(pairs)->dict|None:
 # %% ../../nbs/show/report.ipynb #3a1b5e04
 def mining_view(run)->dict|None:
     "What the mining yielded: the scores of the samples, and where the pairs come from"
-    scores, pairs = _scores(run.samples), _origins(run.pairs)
+    scores, pairs = _scores(run.each("samples")), _origins(run.pairs)
     return {"scores": scores, "pairs": pairs} if scores or pairs else None
 
 # %% ../../nbs/show/report.ipynb #6205328f

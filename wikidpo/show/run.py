@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from ..core.files import read_jsonl, UserError
+from ..core.files import each_line, read_jsonl, UserError
 
 # %% ../../nbs/show/run.ipynb #e3f44f77
 @dataclass
@@ -29,6 +29,11 @@ class Run:
         "The objects of NAME.jsonl, none where the file is missing"
         file = self.path/f"{name}.jsonl"
         return read_jsonl(file) if file.exists() else []
+
+    def each(self, name):
+        "The same, one at a time: a file may be larger than what one wants of it"
+        file = self.path/f"{name}.jsonl"
+        return (row for _, _, row in each_line(file)) if file.exists() else iter(())
 
     @cached_property
     def samples(self): return self.rows("samples")

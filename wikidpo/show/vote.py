@@ -90,16 +90,16 @@ class BlindVote(LabWidget):
                             "so that there are verdicts with two different answers")
         self.path, self.names, self.seed = Path(path), names, seed
         self.votes = _read_votes(self.path, self.rows)
+        self.order = iter(sorted(self.rows, key=lambda i: _stable_random(seed, "order", i)))
         super().__init__()
         self.on_msg(lambda _, message, __: self.vote(message.get("vote"), message.get("number")))
         self._next()
 
     def _next(self):
         "Ask the next question, and tell how the votes so far agree"
-        left = [i for i in self.rows if i not in self.votes]
-        self.current = min(left, key=lambda i: _stable_random(self.seed, "order", i)) if left else None
+        self.current = next((i for i in self.order if i not in self.votes), None)
         self.sides = ("b", "a") if _stable_random(self.seed, "side", self.current) % 2 else ("a", "b")
-        self.question = self._question(self.rows[self.current]) if left else {}
+        self.question = {} if self.current is None else self._question(self.rows[self.current])
         self.result = self._result()
 
     def _question(self, row)->dict:
