@@ -14,9 +14,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from traitlets import Dict, Enum, Int, List, Unicode, observe
 
-from ..core.files import read_jsonl, UserError
+from ..core.files import quoted, read_jsonl, UserError
 from ..core.pairs import make_pairs
 from ..run.folder import write_jsonl
+from ..run.records import check_rows, fits, Pair, Sample
 from .curves import BLUE, INK, RED, style_axes
 from .widgets import guarded, LabWidget, module
 
@@ -146,16 +147,19 @@ def _draw_temperatures(ax, temperatures, counts):
 PAIRS_A_PAGE = 8 # in the list
 MINED_LIMITS = {"gap": [2, None], "score_chosen": [6, None]} # those that mining starts with
 
+def _is_sample(row): return "text" in row and "prompt_id" in row
+
 def _read_pairs(source)->tuple:
     "(pairs, how many they were chosen from, what those are) of a file or a list; raises `UserError` for other rows"
-    rows = source if isinstance(source, list) else read_jsonl(source)
-    samples = bool(rows) and all("text" in row and "prompt_id" in row for row in rows)
-    pairs = make_pairs(rows, 0, 0)[0] if samples else rows
-    for p in pairs:
-        if not all(isinstance(p.get(k), str) for k in ("prompt", *SIDES)):
-            raise UserError("neither pairs (prompt, chosen, rejected) nor samples (prompt_id, prompt, text, score): "
-                            "look at the file")
-    return (pairs, len({row["prompt_id"] for row in rows}), "prompts") if samples else (pairs, len(pairs), "pairs")
+    as_sample, as_pair, listed = fits(Sample), fits(Pair), isinstance(source, list)
+    def check(row): return (as_sample if _is_sample(row) else as_pair)(row)
+    rows = source if listed else read_jsonl(source, check=check)
+    if listed: check_rows(rows, check)
+    samples = sum(map(_is_sample, rows))
+    if 0 < samples < len(rows):
+        raise UserError(f"{'the list' if listed else quoted(source)}: holds both samples and pairs; look at it")
+    if not samples: return rows, len(rows), "pairs"
+    return make_pairs(rows, 0, 0)[0], len({row["prompt_id"] for row in rows}), "prompts"
 
 # %% ../../nbs/show/inspector.ipynb #fe34958b
 # style: one widget, a few lines a method
