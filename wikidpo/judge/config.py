@@ -9,6 +9,7 @@ __all__ = ['OFFLINE_MODEL', 'TeacherLost', 'shown_url', 'TeacherConfig', 'VllmCo
 import os, re
 from dataclasses import asdict, dataclass
 
+from ..core.config import check_limits, SEEDS
 from ..core.files import UserError
 
 # %% ../../nbs/judge/config.ipynb #c00662e9
@@ -43,9 +44,8 @@ class TeacherConfig:
     length_bias: float = 0. # points that the offline teacher adds for every 100 characters of an answer
 
     def __post_init__(self):
-        for name, low in dict(timeout_s=1e-3, retries=0, concurrency=1, noise=0).items():
-            value = getattr(self, name)
-            if not value >= low: raise UserError(f"teacher.{name} is {value}: it must be at least {low}")
+        check_limits(self, "teacher", timeout_s=(1e-3, 86_400), retries=(0, 100), concurrency=(1, 1024), seed=SEEDS,
+                     noise=(0, 10**6), position_bias=(-10**6, 10**6), length_bias=(-10**6, 10**6))
         if not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env):
             raise UserError("teacher.api_key_env must be the name of an environment variable; "
                             "put the key into that variable, not here")
