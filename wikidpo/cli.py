@@ -398,14 +398,16 @@ def main(words=None):
     words, step = list(sys.argv[1:] if words is None else words), None
     sys.argv = [shown_url(w) if "://" in w else w for w in sys.argv]  # W&B writes down the words of the command
     debug, words = "--debug" in words, [w for w in words if w != "--debug"]
-    if words and words[0] in ("-h", "--help", "help"): return print(usage())
     if not words: leave(2, usage())
-    if words[0] not in VERBS: leave(2, f"error: unknown command '{quoted(words[0])}'; known: {', '.join(VERBS)}")
     try:
-        with told_once():
-            step = parse(words)
-            if result := step.run(): say(table(result))
-        sys.stdout.flush()
+        try:
+            if words[0] in ("-h", "--help", "help"): return say(usage())
+            if words[0] not in VERBS:
+                raise UserError(f"unknown command '{quoted(words[0])}'; known: {', '.join(VERBS)}")
+            with told_once():
+                step = parse(words)
+                if result := step.run(): say(table(result))
+        finally: sys.stdout.flush()                                   # a closed pipe is noticed here, not on leaving
     except (Exception, KeyboardInterrupt) as e:
         if debug: traceback.print_exc()
         complain(e, getattr(step, "out", None))
