@@ -15,7 +15,7 @@ from statistics import fmean
 from tqdm.auto import tqdm
 
 from ..core.config import UNIT
-from ..core.files import read_jsonl, UserError
+from ..core.files import UserError
 from ..core.stats import bootstrap, detectable, tally, wilson
 from ..engine.accelerate import ready_to_sample
 from ..engine.ragged import sample_unit
@@ -25,6 +25,7 @@ from ..models.policy import open_policy
 from .folder import JsonlWriter, QUIET, update_json, write_jsonl
 from .mine import read_prompts
 from .profiles import claim
+from .records import read_records, Verdict
 from ..world.facts import find_fact
 from ..world.grade import grade
 
@@ -98,7 +99,7 @@ def _unit_rows(models, tok, prompts, unit, cfg)->list:
 def _judge_missing(path, prompts, answers, judge, teacher):
     "Append a judged row for every prompt without one: answers(unit) -> rows, judge(row) -> verdicts"
     with JsonlWriter(path) as f:
-        done = {r["prompt_id"] for r in read_jsonl(path)}
+        done = {r["prompt_id"] for r in read_records(path, Verdict)}
         bar = tqdm(total=len(prompts), initial=len(done), unit="prompt", desc="judge", disable=QUIET)
         def write(row, verdicts):
             f.write(row | verdicts)
@@ -110,7 +111,7 @@ def _judge_missing(path, prompts, answers, judge, teacher):
 
 def _judged_rows(path)->list:
     "The judged rows, now in the order of the prompts; raises `UserError` if not one verdict could be read"
-    rows = sorted(read_jsonl(path), key=lambda r: r["prompt_id"])
+    rows = sorted(read_records(path, Verdict), key=lambda r: r["prompt_id"])
     write_jsonl(path, rows)
     if any(r["result"] for r in rows): return rows
     refused = next((f" ({r['error']})" for r in rows if "error" in r), "")

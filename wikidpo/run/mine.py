@@ -6,16 +6,15 @@
 __all__ = ['read_prompts', 'mine', 'read_mining', 'merge']
 
 # %% ../../nbs/run/mine.ipynb #m1ne0003
-import json, time
+import time
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
 from tqdm.auto import tqdm
 
 from ..core.chat import encode_prompt
 from ..core.config import UNIT
-from ..core.files import read_jsonl, UserError
+from ..core.files import quoted, UserError
 from ..core.pairs import make_pairs
 from ..engine.accelerate import ready_to_sample
 from ..engine.ragged import sample_unit
@@ -26,13 +25,15 @@ from ..models.remote import sample_units, Servers
 from .config import shard_units
 from .folder import JsonlWriter, QUIET, update_json, write_atomic, write_jsonl
 from .profiles import claim
+from .records import (Answer, fits, MineSettings, Prompt, read_object, read_records, read_yaml, Sample,
+                                 Summary)
 
 # %% ../../nbs/run/mine.ipynb #5f23f64c
 def read_prompts(path, n:int=None, # the first so many
                 )->list:
     "The field `prompt` of a JSONL file; raises `UserError` if it is missing or empty"
     if not Path(path).is_file(): raise UserError(f"{path}: no such file; `wikidpo prompts` makes one")
-    rows = [r["prompt"] for r in read_jsonl(path, ["prompt"])[:n]]
+    rows = [r["prompt"] for r in read_records(path, Prompt)[:n]]
     if not rows: raise UserError(f"{path}: holds no prompts")
     return rows
 
@@ -44,7 +45,7 @@ def _finished_units(path, # responses.jsonl, which may not be there yet
     if not path.exists(): return {}
     with JsonlWriter(path): pass # cuts a torn last line
     units = {}
-    for r in read_jsonl(path): units.setdefault(r["prompt_id"] // UNIT, []).append(r)
+    for r in read_records(path, Answer): units.setdefault(r["prompt_id"] // UNIT, []).append(r)
     def size(unit): return k * (min(n_prompts, (unit + 1) * UNIT) - unit * UNIT)
     return {unit: rows for unit, rows in units.items() if len(rows) == size(unit)}
 
@@ -98,7 +99,7 @@ def _score_all(path, # samples.jsonl
                probe): # what the judge's server can do, as `check_teacher` found
     "Score every row that has no score yet, many at a time; each is written as its score comes"
     with JsonlWriter(path) as samples:
-        scored = {(s["prompt_id"], s["k"]) for s in read_jsonl(path)}
+        scored = {(s["prompt_id"], s["k"]) for s in read_records(path, Sample)}
         bar = tqdm(total=total, initial=len(scored), unit="response", desc="mine", smoothing=.05, disable=QUIET)
         def ask(row): return ask_score(client, teacher.model, row["prompt"], row["text"], probe)
         def keep(row, judged):
@@ -115,7 +116,7 @@ def _score_columns(judged)->dict:
 # %% ../../nbs/run/mine.ipynb #m1ne0020
 def _filter_samples(out, gap:int, best:int, shard, **more)->dict:
     "The last step: the samples in order, the pairs, and the summary with `more` in it"
-    rows = sorted(read_jsonl(out/"samples.jsonl"), key=lambda s: (s["prompt_id"], s["k"]))
+    rows = sorted(read_records(out/"samples.jsonl", Sample), key=lambda s: (s["prompt_id"], s["k"]))
     write_jsonl(out/"samples.jsonl", rows)
     pairs, counts = make_pairs(rows, gap, best)
     if not pairs and not shard: _complain_no_pairs(out, rows, counts)
@@ -166,10 +167,11 @@ def read_mining(out, # run folder
     "(configuration, summary) of a finished mining"
     out = Path(out)
     try:
-        config = yaml.safe_load((out/"config.yaml").read_text())["mine"]
-        summary = json.loads((out/"summary.json").read_text())["mine"]
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
-        raise UserError(f"{out}: holds no finished mining; run `{command}` to its end") from None
+        config = read_yaml(out/"config.yaml")["mine"]
+        summary = read_object(out/"summary.json", Summary)["mine"]
+    except (UserError, KeyError):
+        raise UserError(f"{quoted(out)}: holds no finished mining; run `{command}` to its end") from None
+    if fault := fits(MineSettings)(config): raise UserError(f"{quoted(out)}/config.yaml: in mine, {fault}")
     return config, summary
 
 # %% ../../nbs/run/mine.ipynb #m1ne0028

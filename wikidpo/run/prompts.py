@@ -115,7 +115,8 @@ def _one_split(found, # what `datasets` loaded
     if not isinstance(found, dict): return found
     name = split or ("train" if "train" in found else next(iter(found)))
     if name in found: return found[name]
-    raise UserError(f"{quoted(source)}: has no split '{quoted(name)}' (found: {quoted(', '.join(found))}); name one with --split")
+    there = quoted(", ".join(found))
+    raise UserError(f"{quoted(source)}: has no split '{quoted(name)}' (found: {there}); name one with --split")
 
 # %% ../../nbs/run/prompts.ipynb #pr-cut
 def _parts(paragraph:str, limit:int)->list:
@@ -240,8 +241,8 @@ def split_prompts(source, # for the complaint
     mine = [p for p in order[:-n_eval] if origin[p] not in about]
     if not mine:
         why = "".join(f", {n:,} {why}" for why, n in counts["dropped"].items())
-        raise UserError(f"{quoted(source)}: {len(order):,} prompts are left of {counts['read']:,}{why}; these are too few for "
-                        f"an evaluation of {n_eval} and a mining: add to the source, or lower --n-eval")
+        raise UserError(f"{quoted(source)}: {len(order):,} prompts are left of {counts['read']:,}{why}; these are too "
+                        f"few for an evaluation of {n_eval} and a mining: add to the source, or lower --n-eval")
     _add(counts, "about a passage of the evaluation", len(order) - len(held) - len(mine))
     _add(counts, "not needed", len(mine) - cfg.n)
     return sorted(mine[:cfg.n], key=partial(stable_hash, "prompts")), sorted(held, key=partial(stable_hash, "prompts"))
