@@ -23,8 +23,10 @@ def odd_field(pair):
         if not isinstance(pair[name], str): return f"the field '{name}': expected a text"
     for side in ("chosen", "rejected"):
         finished, ids = pair.get(f"{side}_finished", True), pair.get(f"{side}_tokens")
-        if not isinstance(finished, bool): return f"the field '{side}_finished': expected true or false"
-        if not (ids is None or are_token_ids(ids)): return f"the field '{side}_tokens': expected token ids"
+        if not isinstance(finished, bool):
+            return f"the field '{side}_finished': expected true or false"
+        if not (ids is None or are_token_ids(ids)):
+            return f"the field '{side}_tokens': expected token ids"
 
 def are_token_ids(ids):
     "Whether it is a list of what can be a token: whole numbers from 0 on"
