@@ -232,9 +232,14 @@ def no_hang():
         signal.signal(signal.SIGALRM, before)
 
 
+def written(folder):
+    "What would be another if anything in the folder were written"
+    with os.scandir(folder) as found: return {f.name: (f.inode(), f.stat().st_size, f.stat().st_mtime_ns) for f in found}
+
+
 def outcome(reader, path):
     "read, or refused in one line that names the file; anything else is an error of the reader"
-    before = {p: p.read_bytes() for p in path.parent.iterdir() if p.is_file()}
+    before = written(path.parent)
     with no_hang(), contextlib.redirect_stdout(io.StringIO()):
         try: found = reader.read(path)
         except UserError as e:
@@ -245,7 +250,7 @@ def outcome(reader, path):
         else:
             reader.right(path, found)
             result = "read"
-    assert {p: p.read_bytes() for p in path.parent.iterdir() if p.is_file()} == before
+    assert written(path.parent) == before
     return result
 
 
