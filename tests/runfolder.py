@@ -127,3 +127,19 @@ def make_run(path, steps=("mine", "train", "judge")):
     if "train" in steps: write_jsonl(path/"metrics.jsonl", metrics())
     if "judge" in steps: write_jsonl(path/"verdicts.jsonl", verdicts())
     return path
+
+
+def margins(pairs=4):
+    "Three lines of margins.jsonl, the evidence in the first"
+    evidence = {"logps": [[-20., -30.]] * pairs, "token_by_token": [[-20., -30.]] * 2, "tokens": [[4, 6]] * 2}
+    rows = [{"step": step, "z": [step / 4] * pairs} for step in (0, 4, 8)]
+    return [rows[0] | evidence, *rows[1:]]
+
+
+def sweep_rows(n=12):
+    "sweep.json for three betas"
+    rates = {"decided_win_rate": .6, "ci_low": .5, "ci_high": .7, "chars_a": 40., "chars_b": 50.}
+    rewards = {"margin": .9, "chosen": -.1, "accuracy": .8, "kl": 3., "kl_se": .2}
+    rng = random.Random(0)
+    paired = {"results": [rng.choice((-1, 0, 1)) for _ in range(n)], "log_ratios": [rng.gauss(3, 1) for _ in range(n)]}
+    return [{"beta": beta} | rewards | rates | paired for beta in (.05, .1, .5)]

@@ -294,5 +294,5 @@ def test_missing_files(world, tmp_path, field, name):
 
 def test_values_out_of_range():
     with pytest.raises(UserError, match="judge.n: must be at least 1, found 0"): EvaluateConfig("p.jsonl", n=0)
-    with pytest.raises(UserError, match="judge.temperature: must not be below 0"):
+    with pytest.raises(UserError, match="judge.temperature: must be at least 0"):
         EvaluateConfig("p.jsonl", temperature=-1.)

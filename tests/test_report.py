@@ -106,8 +106,10 @@ def test_hostile_text_can_still_be_read(tmp_path):
 
 
 def test_half_a_character_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"samples.jsonl:1: broken JSON \(half a character\)"):
-        page(poison(tmp_path/"run", "half \ud83d of a pair"))
+    run = poison(tmp_path/"run", "half \ud83d of a pair")
+    for name in ("config.yaml", "summary.json", "samples.jsonl:1", "pairs.jsonl:1", "verdicts.jsonl:1"):
+        with pytest.raises(UserError, match=rf"{name}: broken (JSON|YAML) \(half a character\)"): page(run)
+        (run/name.removesuffix(":1")).unlink()
 
 
 def test_an_answer_of_100_kB_is_cut_and_says_so(tmp_path):

@@ -48,8 +48,8 @@ def test_the_recipe_is_read_without_torch():
 @pytest.mark.parametrize("change,complaint", [
     (dict(crisp=.9), "sft: the shares of crisp, padded, rambling, wrong must not be negative and sum to 1, found"),
     (dict(crisp=-.2, padded=.7), "must not be negative"),
-    (dict(steps=0), "sft: steps and batch_size must be at least 1"),
-    (dict(batch_size=0), "must be at least 1")])
+    (dict(steps=0), "sft.steps: must be at least 1"),
+    (dict(batch_size=0), "sft.batch_size: must be at least 1")])
 def test_a_recipe_that_cannot_be_followed_is_refused(change, complaint):
     with pytest.raises(UserError, match=complaint): SftConfig(**change)
 

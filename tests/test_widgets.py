@@ -1,5 +1,5 @@
 "The widgets without a browser: formulas against reference values, handlers by setting what a browser would set"
-import json, math
+import json, math, re
 from itertools import product
 
 import mpmath
@@ -16,9 +16,10 @@ from wikidpo.show.beta import BetaSlider, pull
 from wikidpo.show.inspector import columns, differing, ORDERS, PairInspector, select
 from wikidpo.show.player import RunPlayer
 from wikidpo.show.predict import ask, outcome, predictions
+from wikidpo.show.report import HIDDEN, visible
 from wikidpo.show.run import load_run
 from wikidpo.show.vote import BlindVote, kappa
-from wikidpo.show.widgets import LIVE
+from wikidpo.show.widgets import LIVE, STATIC
 
 SETTINGS = [("dpo", 0.), ("dpo", .1), ("dpo", .49), ("ipo", 0.), ("hinge", 0.)] # loss_type, label_smoothing
 BETAS, MARGINS = (.01, .1, .5, 1.), (-700., -29.4, -3., 0., .7, 4., 31.5, 650.)
@@ -277,3 +278,13 @@ def test_what_cannot_be_a_prediction_is_refused(kept):
         kept.write_text(text)
         with pytest.raises(UserError, match="no predictions; delete the file"): outcome("03-winner", "colder")
     assert kept.read_text() == '{"03-winner": 7}'
+
+
+def test_widgets_and_report_mark_the_same_characters():
+    "The class of characters in common.js, read as Python's, finds what the report's finds, in all of Unicode"
+    text = (STATIC/"common.js").read_text(encoding="utf-8")
+    theirs = re.search(r"const HIDDEN = /(.*)/gu;", text)[1]
+    theirs = re.compile(re.sub(r"\\u\{(\w+)\}", lambda m: f"\\U{m[1]:0>8}", theirs))
+    assert [c for c in map(chr, range(0x110000)) if bool(theirs.match(c)) != bool(HIDDEN.match(c))] == []
+    for c in "\x1b\xad\u200b\u2028\u202e\u3164\ufeff\ud800\U000e0041": assert visible(c).startswith("‹U+")
+    for c in "\t\nä\u200d\ufe0f\U0001f600": assert visible(c) == c

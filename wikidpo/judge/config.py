@@ -9,6 +9,7 @@ __all__ = ['OFFLINE_MODEL', 'TeacherLost', 'TeacherOdd', 'shown_url', 'TeacherCo
 import os, re
 from dataclasses import asdict, dataclass
 
+from ..core.config import check_limits, SEEDS
 from ..core.files import quoted, UserError
 
 # %% ../../nbs/judge/config.ipynb #c00662e9
@@ -33,9 +34,6 @@ def shown_url(url)->str:
 
 # %% ../../nbs/judge/config.ipynb #5e92312d
 # style: one class, a few lines a method
-_RANGES = {"timeout_s": (1e-3, 86_400), "retries": (0, 100), "concurrency": (1, 1024), "noise": (0, 1000),
-           "position_bias": (-1000, 1000), "length_bias": (-1000, 1000)}
-
 @dataclass
 class TeacherConfig:
     "The section `teacher` of a profile"
@@ -56,9 +54,8 @@ class TeacherConfig:
     length_bias: float = 0. # points that the offline teacher adds for every 100 characters of an answer
 
     def __post_init__(self):
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high: raise UserError(f"teacher.{name} is {value}: it must be {low} to {high}")
+        check_limits(self, "teacher", timeout_s=(1e-3, 86_400), retries=(0, 100), concurrency=(1, 1024), seed=SEEDS,
+                     noise=(0, 1000), position_bias=(-1000, 1000), length_bias=(-1000, 1000))
         if not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env):
             raise UserError("teacher.api_key_env must be the name of an environment variable; "
                             "put the key into that variable, not here")

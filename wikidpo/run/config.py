@@ -11,8 +11,9 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from ..core.config import TEMPS, UNIT, TrainConfig, check_at_least_one
-from ..core.files import UserError
+from ..core.config import (check_at_least_one, check_limits, check_paths, MOST, SEEDS, TEMPS, TrainConfig,
+                                 UNIT)
+from ..core.files import quoted, UserError
 
 # %% ../../nbs/run/config.ipynb #c0nf0007
 @dataclass
@@ -25,6 +26,8 @@ class PolicyConfig:
     device:str="auto" # cpu, cuda, or auto: cuda where there is one
     # of sampling; auto: bf16 where the device has it and the model is large
     sample_precision:Literal["auto", "fp32", "bf16"]="auto"
+
+    def __post_init__(self): check_paths(self, "policy", ("checkpoint", "tokenizer", "model_py"))
 
 # %% ../../nbs/run/config.ipynb #c0nf-prompts
 @dataclass
@@ -45,8 +48,7 @@ class PromptsConfig:
     def __post_init__(self):
         check_at_least_one(self, "prompts", ("n", "max_tokens"))
         if self.n_eval is not None: check_at_least_one(self, "prompts", ("n_eval",))
-        if self.passage_words < MIN_PASSAGE:
-            raise UserError(f"prompts.passage_words: must be at least {MIN_PASSAGE}, found {self.passage_words}")
+        check_limits(self, "prompts", passage_words=(MIN_PASSAGE, MOST))
 
 MIN_PASSAGE = 20 # words; a shorter stretch of a text has too little in it to be asked about
 
@@ -70,13 +72,15 @@ def shard_units(shard:str|None, # i/n; None: the whole
 # %% ../../nbs/run/config.ipynb #c0nf0013
 def _check_mining(cfg):
     "Refuses a mining that could not give a pair"
-    if min(cfg.n_prompts, cfg.batch, cfg.max_new, cfg.top_k) < 1:
-        raise UserError("mine: n_prompts, batch, max_new and top_k must be at least 1")
-    if len(cfg.temps) < 2 or min(cfg.temps) < 0:
-        raise UserError(f"mine.temps: needs two or more temperatures, none below 0; found {list(cfg.temps)}")
+    check_paths(cfg, "mine", ["prompts"])
+    check_at_least_one(cfg, "mine", ("n_prompts", "batch", "max_new", "top_k"))
+    check_limits(cfg, "mine", seed=SEEDS, gap=(0, 10), best=(0, 10), policy_concurrency=(1, 1024),
+                 temps=(0, 100))
+    if not 2 <= len(cfg.temps) <= 64:
+        raise UserError(f"mine.temps: needs two or more temperatures, 64 at most; found {quoted(list(cfg.temps))}")
     i, n = shard_part(cfg.shard)
     if not 1 <= i <= n:
-        raise UserError(f"mine.shard is '{cfg.shard}': it must be i/n with i from 1 to n, such as 2/4")
+        raise UserError(f"mine.shard is '{quoted(cfg.shard)}': it must be i/n with i from 1 to n, such as 2/4")
 
 def _check_servers(cfg):
     "Refuses settings of a mining that do not say clearly who is asked"
@@ -84,13 +88,12 @@ def _check_servers(cfg):
         found = "set" if cfg.policy_url else "not"
         raise UserError(f"mine.engine is {cfg.engine} and mine.policy_url is {found}: servers are asked with both, "
                         "--engine vllm --policy-url http://127.0.0.1:8000/v1")
-    if cfg.policy_concurrency < 1: raise UserError("mine.policy_concurrency must be at least 1")
     if not re.fullmatch(r"[A-Za-z_]\w*", cfg.policy_key_env):
         raise UserError("mine.policy_key_env must be the name of an environment variable; "
                         "put the key into that variable, not here")
     for url in cfg.policy_url:
         if re.match(r"https?://[^/]", url): continue
-        raise UserError(f"mine.policy_url: '{url}' is no base URL such as http://127.0.0.1:8000/v1")
+        raise UserError(f"mine.policy_url: '{quoted(url)}' is no base URL such as http://127.0.0.1:8000/v1")
 
 # %% ../../nbs/run/config.ipynb #c0nf0015
 @dataclass
@@ -158,10 +161,12 @@ class RunTrainConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         check_at_least_one(self, "train", ["save_every"])
+        check_limits(self, "train", watch=(0, MOST))
+        check_paths(self, "train", ["pairs"])
         if not 0 <= self.valid < 1: raise UserError(f"train.valid: must be at least 0 and below 1, found {self.valid}")
         for name, known in TRAIN_CHOICES.items():
             if (found := getattr(self, name)) in known: continue
-            raise UserError(f"train.{name}: expected one of {', '.join(known)}, found '{found}'")
+            raise UserError(f"train.{name}: expected one of {', '.join(known)}, found '{quoted(found)}'")
 
 # %% ../../nbs/run/config.ipynb #c0nf0025
 @dataclass
@@ -179,8 +184,8 @@ class EvaluateConfig:
 
     def __post_init__(self):
         check_at_least_one(self, "judge", ("n", "top_k", "max_new", "batch"))
-        if not self.temperature >= 0:
-            raise UserError(f"judge.temperature: must not be below 0, found {self.temperature}")
+        check_limits(self, "judge", temperature=(0, 100), seed=SEEDS)
+        check_paths(self, "judge", ("prompts", "a", "b"))
 
 # %% ../../nbs/run/config.ipynb #c0nf0028
 @dataclass
@@ -194,5 +199,7 @@ class SweepConfig:
     def __post_init__(self):
         if len(set(self.betas)) < 2:
             raise UserError(f"sweep.betas: two or more different values are needed, found {list(self.betas)}")
-        if self.n_pairs < 1 or self.kl_prompts < 2:
-            raise UserError("sweep: n_pairs must be at least 1, kl_prompts at least 2")
+        if not all(0 < beta < MOST for beta in self.betas):
+            raise UserError(f"sweep.betas: must be positive numbers, found {quoted(list(self.betas))}")
+        check_limits(self, "sweep", n_pairs=(1, MOST), kl_prompts=(2, MOST))
+        check_paths(self, "sweep", ["pairs"])

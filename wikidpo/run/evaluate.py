@@ -15,7 +15,7 @@ from statistics import fmean
 from tqdm.auto import tqdm
 
 from ..core.config import UNIT
-from ..core.files import quoted, read_jsonl, UserError
+from ..core.files import quoted, UserError
 from ..core.stats import bootstrap, detectable, tally, wilson
 from ..engine.accelerate import ready_to_sample
 from ..engine.ragged import sample_unit
@@ -25,6 +25,7 @@ from ..models.policy import open_policy
 from .folder import JsonlWriter, QUIET, update_json, write_jsonl
 from .mine import read_prompts, tell_missing
 from .profiles import claim
+from .records import read_records, Verdict
 from ..world.facts import find_fact
 from ..world.grade import grade
 
@@ -116,7 +117,7 @@ def _judge_missing(path, prompts, answers, judge, teacher):
 def _judged_before(path)->tuple:
     "({prompt_id} of all rows, those without a result as they were before they were judged); the latter leave the file"
     with JsonlWriter(path): pass # cuts a torn last line
-    rows = read_jsonl(path)
+    rows = read_records(path, Verdict)
     kept, again = [r for r in rows if r["result"]], [r for r in rows if not r["result"]]
     if again: write_jsonl(path, kept)
     for r in again:
@@ -126,7 +127,7 @@ def _judged_before(path)->tuple:
 # %% ../../nbs/run/evaluate.ipynb #a18eval2
 def _judged_rows(path)->list:
     "The judged rows, now in the order of the prompts; raises `UserError` if not one verdict could be read"
-    rows = sorted(read_jsonl(path), key=lambda r: r["prompt_id"])
+    rows = sorted(read_records(path, Verdict), key=lambda r: r["prompt_id"])
     write_jsonl(path, rows)
     if any(r["result"] for r in rows): return rows
     refused = next((f" ({quoted(r['error'], 200)})" for r in rows if "error" in r), "")

@@ -13,7 +13,6 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-import yaml
 from tqdm.auto import tqdm
 
 from ..core.chat import encode_many
@@ -35,7 +34,7 @@ def read_prompts(path, n:int=None, # the first so many
                 )->list:
     "The field `prompt` of a JSONL file; raises `UserError` if it is missing or empty"
     if not Path(path).is_file(): raise UserError(f"{path}: no such file; `wikidpo prompts` makes one")
-    rows = [r["prompt"] for r in read_jsonl(path, ["prompt"])[:n]]
+    rows = [r["prompt"] for r in read_records(path, Prompt)[:n]]
     if not rows: raise UserError(f"{path}: holds no prompts")
     return rows
 
@@ -202,10 +201,11 @@ def read_mining(out, # run folder
     "(configuration, summary) of a finished mining"
     out = Path(out)
     try:
-        config = yaml.safe_load((out/"config.yaml").read_text())["mine"]
-        summary = json.loads((out/"summary.json").read_text())["mine"]
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
-        raise UserError(f"{out}: holds no finished mining; run `{command}` to its end") from None
+        config = read_yaml(out/"config.yaml")["mine"]
+        summary = read_object(out/"summary.json", Summary)["mine"]
+    except (UserError, KeyError):
+        raise UserError(f"{quoted(out)}: holds no finished mining; run `{command}` to its end") from None
+    if fault := fits(MineSettings)(config): raise UserError(f"{quoted(out)}/config.yaml: in mine, {fault}")
     return config, summary
 
 # %% ../../nbs/run/mine.ipynb #m1ne0028

@@ -13,8 +13,9 @@ from pathlib import Path
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from ..core.files import UserError
+from ..core.files import quoted, UserError
 from .folder import write_atomic
+from .records import read_yaml, Sections
 
 # %% ../../nbs/run/profiles.ipynb #850da483
 PROFILES = (Path(__file__).parent.parent if "__file__" in globals() else Path("../../wikidpo"))/"profiles"
@@ -43,11 +44,7 @@ def _profile_path(profile)->Path:
 def _read_yaml(path)->dict:
     "The sections of a YAML file, with the folder of the shipped data filled in"
     if not Path(path).is_file(): raise UserError(f"{path}: no such config file")
-    try: data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise UserError(f"{path}: broken YAML ({' '.join(str(e).split())[:120]})") from None
-    if not isinstance(data, dict) or not all(isinstance(values, dict) for values in data.values()):
-        raise UserError(f"{path}: expected sections (sft, mine, train, judge, teacher), each with its values")
+    data = read_yaml(path, Sections)
     return {name: _fill_data(values) for name, values in data.items()}
 
 def _fill_data(values)->dict:
@@ -72,7 +69,8 @@ def section(cls, # dataclass of the step
     except ValidationError as e:
         err = e.errors()[0]
         key, message = ".".join(str(x) for x in err["loc"][:1]), err["msg"]
-        raise UserError(f"{name}.{key}: {message[0].lower()}{message[1:]}, found {err['input']!r}") from None
+        found = quoted(repr(err["input"]))
+        raise UserError(f"{name}.{key}: {message[0].lower()}{message[1:]}, found {found}") from None
 
 # %% ../../nbs/run/profiles.ipynb #7911458d
 def claim(out, # run folder, made if it does not exist

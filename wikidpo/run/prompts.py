@@ -21,7 +21,7 @@ import openai
 from tqdm.auto import tqdm
 
 from ..core.chat import encode_prompt, load_tokenizer, strip_specials
-from ..core.files import read_jsonl, UserError
+from ..core.files import quoted, read_jsonl, read_text, UserError
 from ..judge.client import ask_once, check_teacher, server_words, teacher_error
 from ..judge.config import OFFLINE_MODEL
 from ..judge.pool import JudgePool
@@ -29,6 +29,7 @@ from ..judge.writing import parse_instruction, WRITE_KINDS, writing_prompt
 from .config import MIN_PASSAGE
 from .folder import JsonlWriter, QUIET, write_atomic, write_jsonl
 from .profiles import claim
+from .records import read_records, Written
 from ..world.facts import normalize, stable_hash
 from ..world.grounded import TASK_PROMPT, tasks, words
 
@@ -44,10 +45,10 @@ def source_kind(source:str)->str:
     if path.is_file():
         if path.suffix in (".jsonl", ".txt"): return "file"
         if path.suffix in DATA_FILES: return "dataset"
-        raise UserError(f"{source}: is no .jsonl, .txt or {', '.join(DATA_FILES)} file; "
+        raise UserError(f"{quoted(source)}: is no .jsonl, .txt or {', '.join(DATA_FILES)} file; "
                         "for texts to write prompts about, name their folder")
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and path.suffix not in {*TEXT_FILES, *DATA_FILES}: return "dataset"
-    raise UserError(f"{source}: no such file or folder; a dataset of the Hugging Face Hub is named owner/name, "
+    raise UserError(f"{quoted(source)}: no such file or folder; a dataset of the Hugging Face Hub is named owner/name, "
                     "and the tasks that come with this package are named grounded")
 
 # %% ../../nbs/run/prompts.ipynb #pr-column
@@ -60,8 +61,9 @@ def pick_column(there, # names of columns
 
 def no_column(there, column)->str:
     "The complaint about columns among which the wanted one is missing"
-    wanted = f"the column '{column}'" if column else f"a column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
-    return f"{wanted} is missing (found: {', '.join(map(str, there)) or 'none'}); name the one to take with --column"
+    wanted = f"the column '{quoted(column)}'" if column else f"a column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
+    found = quoted(", ".join(map(str, there)) or "none")
+    return f"{wanted} is missing (found: {found}); name the one to take with --column"
 
 def first_user_turn(value)->str|None:
     "A prompt that is a text, or the first user turn of a conversation; None for anything else"
@@ -72,15 +74,10 @@ def first_user_turn(value)->str|None:
         return text if isinstance(text, str) else None
 
 # %% ../../nbs/run/prompts.ipynb #pr-file
-def _read_text(path)->str:
-    try: return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as e: raise UserError(f"{path}: not UTF-8 text (byte {e.start})") from None
-    except OSError as e: raise UserError(f"{path}: cannot be read ({e.strerror})") from None
-
 def read_prompt_file(source, cfg)->list: # cfg: PromptsConfig
     "The prompts of a .jsonl or .txt file, as they stand there"
     path = Path(source)
-    if path.suffix == ".txt": return [line for line in _read_text(path).split("\n") if line.strip()]
+    if path.suffix == ".txt": return [line for line in read_text(path).split("\n") if line.strip()]
     def check(row): return None if pick_column(row, cfg.column) else no_column(row, cfg.column)
     rows = read_jsonl(path, check=check)
     return [first_user_turn(row[pick_column(row, cfg.column)]) for row in rows]
@@ -99,10 +96,10 @@ def _load_dataset(source, cfg):
 def read_dataset(source, cfg)->list: # cfg: PromptsConfig
     "The prompts of a dataset; raises `UserError` in one line, whatever is wrong with it"
     try: found = _load_dataset(source, cfg)
-    except Exception as e: raise UserError(f"{source}: {_why_unread(e)}") from None # whatever it is
+    except Exception as e: raise UserError(f"{quoted(source)}: {_why_unread(e)}") from None # whatever it is
     data = _one_split(found, source, cfg.split)
     if not (name := pick_column(data.column_names, cfg.column)):
-        raise UserError(f"{source}: {no_column(data.column_names, cfg.column)}")
+        raise UserError(f"{quoted(source)}: {no_column(data.column_names, cfg.column)}")
     return [first_user_turn(value) for value in data[name]]
 
 # %% ../../nbs/run/prompts.ipynb #pr-one-split
@@ -110,7 +107,7 @@ def _why_unread(e)->str:
     "What to say of an error of `datasets`, in one line"
     if isinstance(e, ImportError) and e.name == "datasets":
         return "a dataset is read by the package datasets, which is not here: pip install datasets"
-    return f"datasets cannot read it ({(str(e).strip() or type(e).__name__).splitlines()[0][:200]})"
+    return f"datasets cannot read it ({quoted(' '.join(str(e).split()) or type(e).__name__, 200)})"
 
 def _one_split(found, # what `datasets` loaded
                source, split:str|None):
@@ -118,7 +115,8 @@ def _one_split(found, # what `datasets` loaded
     if not isinstance(found, dict): return found
     name = split or ("train" if "train" in found else next(iter(found)))
     if name in found: return found[name]
-    raise UserError(f"{source}: has no split '{name}' (found: {', '.join(found)}); name one with --split")
+    there = quoted(", ".join(found))
+    raise UserError(f"{quoted(source)}: has no split '{quoted(name)}' (found: {there}); name one with --split")
 
 # %% ../../nbs/run/prompts.ipynb #pr-cut
 def _parts(paragraph:str, limit:int)->list:
@@ -147,7 +145,7 @@ def cut_passages(text:str, limit:int)->list: # limit: words
 def read_texts(folder)->list:
     "The texts of all .txt and .md files in a folder and below it"
     paths = sorted(p for p in Path(folder).rglob("*") if p.suffix in TEXT_FILES and p.is_file())
-    return [_read_text(path) for path in paths]
+    return [read_text(path) for path in paths]
 
 # %% ../../nbs/run/prompts.ipynb #pr-english
 COMMON = frozenset("the and of for that what how with you this which from your does write it".split())
@@ -243,8 +241,8 @@ def split_prompts(source, # for the complaint
     mine = [p for p in order[:-n_eval] if origin[p] not in about]
     if not mine:
         why = "".join(f", {n:,} {why}" for why, n in counts["dropped"].items())
-        raise UserError(f"{source}: {len(order):,} prompts are left of {counts['read']:,}{why}; these are too few for "
-                        f"an evaluation of {n_eval} and a mining: add to the source, or lower --n-eval")
+        raise UserError(f"{quoted(source)}: {len(order):,} prompts are left of {counts['read']:,}{why}; these are too "
+                        f"few for an evaluation of {n_eval} and a mining: add to the source, or lower --n-eval")
     _add(counts, "about a passage of the evaluation", len(order) - len(held) - len(mine))
     _add(counts, "not needed", len(mine) - cfg.n)
     return sorted(mine[:cfg.n], key=partial(stable_hash, "prompts")), sorted(held, key=partial(stable_hash, "prompts"))
@@ -267,7 +265,7 @@ def _written(path)->dict:
     "{(passage, kind): reply} of what an earlier start has got"
     if not path.exists(): return {}
     with JsonlWriter(path): pass # cuts a torn last line
-    return {(row["passage"], row["kind"]): row["reply"] for row in read_jsonl(path)}
+    return {(row["passage"], row["kind"]): row["reply"] for row in read_records(path, Written)}
 
 # %% ../../nbs/run/prompts.ipynb #pr-ask-all
 def _write_all(path, # instructions.jsonl
@@ -292,7 +290,7 @@ def _sift_passages(source, tok, cfg)->tuple:
     "(passages to write about, counts); raises `UserError` for a folder without text"
     texts = read_texts(source)
     passages = [p for text in texts for p in cut_passages(text, cfg.passage_words)]
-    if not passages: raise UserError(f"{source}: holds no .txt or .md file with text in it")
+    if not passages: raise UserError(f"{quoted(source)}: holds no .txt or .md file with text in it")
     need = math.ceil(1.1 * (cfg.n + (cfg.n_eval or N_EVAL)) / len(WRITE_KINDS))
     return sift(passages, Sieve(tok, cfg, about, MIN_PASSAGE), tok.chat.specials, need)
 
@@ -329,7 +327,7 @@ def _from_texts(source, tok, policy, teacher, cfg, out)->tuple:
 def _from_prompts(source, read, tok, cfg)->tuple:
     "(prompts for mining, for the evaluation, counts) of a file or a dataset"
     texts = read(source, cfg)
-    if not texts: raise UserError(f"{source}: holds no prompts")
+    if not texts: raise UserError(f"{quoted(source)}: holds no prompts")
     kept, counts = sift(texts, Sieve(tok, cfg), tok.chat.specials, cfg.n + (cfg.n_eval or N_EVAL))
     return *split_prompts(source, {p: p for p in kept}, cfg, counts), counts
 
@@ -352,7 +350,7 @@ def make_prompts(source:str, # grounded, a file, a dataset or a folder of texts
     "Write prompts_mine.jsonl, prompts_eval.jsonl and counts.json, which it returns"
     kind, out = source_kind(source), Path(out)
     if kind != "texts" and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is not empty; choose another --out")
+        raise UserError(f"{quoted(out)}: is not empty; choose another --out")
     tok = load_tokenizer(policy.tokenizer)
     if kind == "grounded": mined, held, counts = _from_grounded(cfg)
     elif kind == "texts": mined, held, counts = _from_texts(source, tok, policy, teacher, cfg, out)
@@ -374,7 +372,7 @@ def counts_table(counts:dict, # as `make_prompts` returns them
     rows += _rows("instructions" if passages else "prompts", counts)
     rows += [("for mining", counts["mine"]), ("for the evaluation", counts["eval"])]
     lines = [f"{'' if name.split()[0] in HEADS else '  '}{name:36}"[:36] + f"{n:9,}" for name, n in rows]
-    mine, judge = (f"wikidpo {verb} --prompts {Path(out)/f'prompts_{split}.jsonl'}"
+    mine, judge = (f"wikidpo {verb} --prompts {quoted(Path(out)/f'prompts_{split}.jsonl', 400)}"
                    for verb, split in (("mine", "mine"), ("judge", "eval")))
     if counts.get("teacher") == OFFLINE_MODEL: lines += ["", STAND_IN_NOTE]
     return "\n".join([*lines, "", mine, judge])

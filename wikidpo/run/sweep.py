@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..core.chat import encode_prompt, end_id
-from ..core.files import read_jsonl, UserError
+from ..core.files import UserError
 from ..core.logps import seq_logprob
 from ..core.rlhf import join_rows
 from ..core.stats import bootstrap
@@ -23,6 +23,7 @@ from ..models.policy import open_policy
 from .evaluate import evaluate, gen_all
 from .folder import write_atomic, write_jsonl
 from .mine import read_prompts
+from .records import Pair, read_object, read_records, SweepPrediction, SweepRows, Verdict
 from .train import train
 
 # %% ../../nbs/run/sweep.ipynb #ef2a532b
@@ -85,7 +86,7 @@ def sweep(policy, teacher, # PolicyConfig, TeacherConfig
     "Train and judge once for each beta; writes sweep.json and returns its rows. Runs that are done are kept"
     out, rows = Path(out), []
     pairs = out/f"pairs{cfg.n_pairs}.jsonl"
-    write_jsonl(pairs, read_jsonl(cfg.pairs, ["prompt", "chosen", "rejected"])[:cfg.n_pairs])
+    write_jsonl(pairs, read_records(cfg.pairs, Pair, ["prompt", "chosen", "rejected"])[:cfg.n_pairs])
     prompts = read_prompts(judge_cfg.prompts, cfg.kl_prompts)
     ref, tok = open_policy(policy)
     for beta in cfg.betas:
@@ -94,7 +95,7 @@ def sweep(policy, teacher, # PolicyConfig, TeacherConfig
         judged = evaluate(policy, teacher, judge_cfg, run)
         model, _ = open_policy(policy, run/"dpo.pt")
         d = log_ratios(model, ref, tok, prompts, judge_cfg.max_new, judge_cfg.seed)
-        rows.append(_sweep_row(beta, trained, judged, read_jsonl(run/"verdicts.jsonl"), d))
+        rows.append(_sweep_row(beta, trained, judged, read_records(run/"verdicts.jsonl", Verdict), d))
     lines = ",\n".join(json.dumps(row) for row in rows)
     write_atomic(out/"sweep.json", f"[\n{lines}\n]\n")
     return rows
@@ -158,8 +159,8 @@ def score_prediction(out, # folder of the sweep
     "Compare prediction.json with sweep.json: [(question, predicted, found, right, wrong or open)]"
     path = Path(out)/"prediction.json"
     if not path.exists(): raise UserError(f"{path}: no prediction; make one with `predict` before the sweep")
-    predicted = json.loads(path.read_text())
-    found = _found(json.loads((Path(out)/"sweep.json").read_text()))
+    predicted = read_object(path, SweepPrediction)
+    found = _found(read_object(Path(out)/"sweep.json", SweepRows))
     return [(k, predicted[k], beta, _mark(predicted[k], beta, rivals)) for k, (beta, rivals) in found.items()]
 
 def score_table(out)->str: # folder of the sweep
@@ -169,7 +170,7 @@ def score_table(out)->str: # folder of the sweep
     if (out/"prediction.json").exists():
         lines = [f"predicted {says:<6g} found {beta:<6g} {mark}" for _, says, beta, mark in score_prediction(out)]
     else:
-        found = _found(json.loads((out/"sweep.json").read_text()))
+        found = _found(read_object(out/"sweep.json", SweepRows))
         unscored = "not scored: no prediction was stored"
         lines = [f"predicted none   found {beta:<6g} {unscored}" for beta, _ in found.values()]
     return "\n".join(f"{QUESTIONS[k]:50} {line}" for k, line in zip(QUESTIONS, lines))

@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..core.data import PairDataset
-from ..core.files import UserError, read_jsonl
+from ..core.files import UserError
 from ..core.logps import full_logits
 from ..core.loss import preference_loss
 from ..core.train import freeze, step_schedule, train_dpo
@@ -28,6 +28,7 @@ from ..models.adopt import save_policy
 from ..models.policy import open_policy
 from .folder import QUIET, JsonlWriter, update_json, write_atomic
 from .profiles import claim
+from .records import Margins, read_records
 
 # %% ../../nbs/run/train.ipynb #93ef007e
 class Watched:
@@ -83,7 +84,7 @@ class MarginWatcher:
     "Writes the margins of watched pairs to margins.jsonl"
     def __init__(self, out, watched, ref): # run folder, Watched, the reference
         self.watched, self.path = watched, out/"margins.jsonl"
-        self.known = {r["step"] for r in read_jsonl(self.path)} if self.path.exists() else set()
+        self.known = {r["step"] for r in read_records(self.path, Margins)} if self.path.exists() else set()
         if 0 not in self.known: self.write(0, [0.] * len(watched.pairs), **self.evidence(ref))
 
     def evidence(self, ref):

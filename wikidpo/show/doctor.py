@@ -10,7 +10,7 @@ import math, statistics
 
 import torch
 
-from ..core.files import UserError
+from ..core.files import quoted, UserError
 from ..core.loss import preference_loss
 from .run import load_run, Run
 from .signs import CHECKS, Evidence, like_the_original, ORIGINAL_CHECKS, Sign, START_CHECKS
@@ -21,11 +21,11 @@ EXAMINED = "loss", "reward/margin", "reward/accuracy", "reward/chosen", "grad_no
 def _examined_columns(run)->dict:
     "The columns that the checks look at; raises `UserError` where a number is missing"
     if not run.metrics.get("loss"):
-        raise UserError(f"{run.path}: no metrics.jsonl yet; train first")
+        raise UserError(f"{quoted(run.path)}: no metrics.jsonl yet; train first")
     for name in EXAMINED:
         values = run.metrics.get(name, [None])
         if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in values):
-            raise UserError(f"{run.path}/metrics.jsonl: '{name}' is missing or not a number in "
+            raise UserError(f"{quoted(run.path)}/metrics.jsonl: '{name}' is missing or not a number in "
                             "some line; only a run of `wikidpo train` can be examined")
     return {name: run.metrics[name] for name in EXAMINED}
 
@@ -71,4 +71,4 @@ def doctor(path, # run folder
              for s in found]
     cause = next((s.cause for s in found if s.holds is False), "")
     verdict = f"likeliest cause: {cause}" if cause else "healthy, as far as this folder says"
-    return "\n".join([f"{path}", *lines, verdict]), cause
+    return "\n".join([quoted(path), *lines, verdict]), cause

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from traitlets import List, Unicode, validate
 
-from ..core.files import UserError
+from ..core.files import quoted, UserError
 from ..run.folder import write_atomic
+from ..run.records import Predictions, read_object
 from .widgets import guarded, LabWidget, module
 
 # %% ../../nbs/show/predict.ipynb #p5c6d7e8
@@ -27,11 +28,9 @@ def predictions()->dict:
     "{key: {question, answer, outcome}} of all that were stored; raises `UserError` if the file is none of ours"
     path = predictions_file()
     if not path.exists(): return {}
-    try: found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError: found = None
-    if not isinstance(found, dict) or not all(isinstance(row, dict) for row in found.values()):
-        raise UserError(f"{path}: these are no predictions; delete the file to begin anew")
-    return found
+    try: return read_object(path, Predictions)
+    except UserError as e:
+        raise UserError(f"{quoted(e, 400)}; these are no predictions; delete the file to begin anew") from None
 
 # %% ../../nbs/show/predict.ipynb #p6f9a0b1
 def record(key:str, # number of the lesson and a word: "03-colder"

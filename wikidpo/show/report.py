@@ -24,11 +24,11 @@ from .curves import BLUE, draw_panel, finite_points, INK, PANELS, RED
 from .run import load_run, Run
 
 # %% ../../nbs/show/report.ipynb #caf65018
-HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff"
-                    "\ud800-\udfff\U000e0000-\U000e007f]")
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b"
+                    "\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]")
 
 def visible(text)->str:
-    "`text` with control characters, direction marks and lone surrogates as their code points, such as ‹U+001B›"
+    "`text` with what cannot be seen as its code point, such as ‹U+001B›"
     return HIDDEN.sub(lambda m: f"‹U+{ord(m[0]):04X}›", str(text).replace("\r\n", "\n"))
 
 # %% ../../nbs/show/report.ipynb #18c695d6

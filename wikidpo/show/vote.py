@@ -15,6 +15,7 @@ from traitlets import Dict
 
 from ..core.files import read_jsonl, UserError
 from ..run.folder import JsonlWriter
+from ..run.records import check_rows, Compared, fits, Vote
 from .curves import BLUE, INK, style_axes
 from .widgets import guarded, LabWidget, module
 
@@ -60,11 +61,12 @@ def _draw_votes_needed(ax, habits):
 # %% ../../nbs/show/vote.ipynb #707e0007
 def _read_votes(path, rows)->dict:
     "{prompt_id: vote} of a file of votes, {} where there is none; raises `UserError` if they are not on these rows"
+    misfit = fits(Vote)
     def wrong(v):
-        if v["prompt_id"] in rows and v["vote"] in OUTCOMES: return None
+        if not misfit(v) and v["prompt_id"] in rows: return None
         return "not a vote on these verdicts: choose another file"
     if not path.exists(): return {}
-    return {v["prompt_id"]: v["vote"] for v in read_jsonl(path, ["prompt_id", "vote"], wrong)}
+    return {v["prompt_id"]: v["vote"] for v in read_jsonl(path, check=wrong)}
 
 def _stable_random(*what)->int:
     "A large number that depends on nothing but `what`: the same in every session"
@@ -84,6 +86,7 @@ class BlindVote(LabWidget):
                  path, # votes.jsonl, continued if it exists
                  names=("DPO", "SFT"), # of a and b
                  seed:int=0):
+        check_rows(rows, fits(Compared))
         self.rows = {r["prompt_id"]: r for r in rows if r["result"] in OUTCOMES and r["a"] != r["b"]}
         if not self.rows:
             raise UserError("no question to vote on: judge some answers first, "

@@ -2,11 +2,11 @@
 // Text from models and data sets enters the page as text nodes and attribute values only, never as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
-const HIDDEN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
+const HIDDEN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\u{e0000}-\u{e0fff}]/gu;
 
-// Control characters and direction marks as their code points, such as ‹U+001B›
+// What cannot be seen as its code point, such as ‹U+001B›; the report's `visible` in other words
 export const visible = text => String(text).replaceAll("\r\n", "\n")
-  .replace(HIDDEN, c => `‹U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}›`);
+  .replace(HIDDEN, c => `‹U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}›`);
 
 // An error belongs in the widget, where its reader is, and not only in the console.
 const report = (node, error) => {
