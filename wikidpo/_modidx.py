@@ -862,6 +862,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'wikidpo.run.mine.read_prompts': ('run/mine.html#read_prompts', 'wikidpo/run/mine.py')},
             'wikidpo.run.profiles': { 'wikidpo.run.profiles._became': ('run/profiles.html#_became', 'wikidpo/run/profiles.py'),
                                       'wikidpo.run.profiles._begin_anew': ('run/profiles.html#_begin_anew', 'wikidpo/run/profiles.py'),
+                                      'wikidpo.run.profiles._compare': ('run/profiles.html#_compare', 'wikidpo/run/profiles.py'),
                                       'wikidpo.run.profiles._fill_data': ('run/profiles.html#_fill_data', 'wikidpo/run/profiles.py'),
                                       'wikidpo.run.profiles._inputs': ('run/profiles.html#_inputs', 'wikidpo/run/profiles.py'),
                                       'wikidpo.run.profiles._is_same': ('run/profiles.html#_is_same', 'wikidpo/run/profiles.py'),

@@ -218,7 +218,8 @@ def merge(shards, # run folders, one for each shard, in any order
     constrained = all(s["constrained"] for s in summaries)
     seconds = round(sum(s["seconds"] for s in summaries), 1)
     with writing(out):
-        if done := claim(out, "mine", config | {"shard": None}): return done
+        if done := finished(out, "mine", config | {"shard": None}): return done
+        claim(out, "mine", config | {"shard": None})
         for name, data in files.items(): write_atomic(out/name, data)
         return _filter_samples(out, config["gap"], config["best"], None, constrained=constrained, seconds=seconds)
 

@@ -81,16 +81,20 @@ def finished(out, # run folder, which may not exist yet
              restart:bool=False, # what is there is not asked
             )->dict|None:
     "The step's summary if it is done; raises `UserError` if the folder holds another run. Nothing is written"
-    out, path = Path(out), Path(out)/"config.yaml"
+    done = _compare(Path(out), step, config, restart)
+    if done: print(f"{step}: already done in {out}, kept")
+    return done
+
+def _compare(out, step, config, restart):
+    "The same, without a word"
+    path = out/"config.yaml"
     look_at(out)
     if restart or not path.exists(): return None
     there = _read_yaml(path).get(step)
     if there is not None and (found := difference(step, there, _plain(config))):
         raise UserError(f"{quoted(out)}: holds another run ({found}); "
                         "choose another --out, or begin this step anew with --restart")
-    done = read_object(out/"summary.json").get(step)
-    if done: print(f"{step}: already done in {out}, kept")
-    return done
+    return read_object(out/"summary.json").get(step)
 
 def _plain(config)->dict:
     "The values as they come back from a file"
@@ -138,10 +142,10 @@ def claim(out, # run folder, made if it does not exist
           config:dict, # plain values: what the step was asked to do, and `inputs`
           restart:bool=False, # begin anew: what the step wrote is removed
           )->dict|None:
-    """Write the step's configuration into the run folder and return the step's summary if it is already done;
+    """Write the step's configuration into the run folder and return the step's summary if there is one;
     raises `UserError` if the folder holds another run"""
     out, path = Path(out), Path(out)/"config.yaml"
-    done = finished(out, step, config, restart)
+    done = _compare(out, step, config, restart)
     if restart: _begin_anew(out, step)
     old = _read_yaml(path) if path.exists() else {}
     sections = {**old, step: _plain(config)}
