@@ -669,3 +669,24 @@ def test_a_sweep_scores_what_the_learner_predicted(lab):
         assert "predicted 0.3" in score[1] and "predicted 0.03" in score[2] and "not scored" not in "".join(score)
         button.click()
         wait(page, lambda: "this sweep has run; what is said now is no prediction" in form.inner_text())
+
+
+def test_a_prediction_is_stored_by_a_click_until_its_outcome_is_seen(lab):
+    write_notebook(lab.tree/"nbs/show/asked.ipynb",
+                   "from wikidpo.show.predict import ask, outcome, predictions\n"
+                   "ask('00-cold', 'Which answers are the best?', ['cold', 'warm'])")
+    with lab.open("nbs/show/asked.ipynb") as page:
+        assert python(page, "import os; os.environ['WIKIDPO_PREDICTIONS'] = 'asked.json'") == ""
+        run_all(page, 1)
+        w = widget(page, "Prediction")
+        assert "Choose before you read on." in w.inner_text()
+        w.get_by_label("warm").check()
+        wait(page, lambda: "Stored: warm." in w.inner_text())
+        assert python(page, "print(predictions()['00-cold']['answer'])") == "warm"
+        w.get_by_label("cold").check()
+        wait(page, lambda: "Stored: cold." in w.inner_text())
+        shoot(page, w, "predict")
+        assert python(page, "outcome('00-cold', 'warm')") == "Measured: warm; you predicted: cold."
+        w.get_by_label("warm").check()
+        wait(page, lambda: "the outcome has been seen" in w.inner_text())
+        assert python(page, "print(predictions()['00-cold']['answer'])") == "cold"

@@ -108,12 +108,6 @@ def nbdev(command: str, cwd: Path, *options: str) -> tuple[int, str]:
     return run(f"nbdev-{command}", *options, cwd=cwd)
 
 
-def nbdev_test(notebook: str, cwd: Path) -> str:
-    "Run one notebook from top to bottom: what went wrong, or nothing."
-    status, log = nbdev("test", cwd, notebook, "--n-workers", "0")
-    return log.split("\nnbdev Tests Failed")[0] or "failed, and said nothing" if status else ""
-
-
 def notebooks(root: Path) -> list[str]:
     "Every notebook that nbdev looks at, relative to `root`."
     names = [p.relative_to(root).as_posix() for p in sorted((root / "nbs").rglob("*.ipynb"))]

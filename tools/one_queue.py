@@ -15,7 +15,8 @@ if __name__ == "__main__":
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from check import nbdev_test
+from check import TIMEOUT
+from warm import nbdev_test
 
 # What takes longest, longest first: run `make test` and look at the last lines when something has grown.
 FIRST = (
@@ -38,7 +39,8 @@ class Run(pytest.Item):
     "One notebook, from top to bottom, in a process of its own."
 
     def runtest(self):
-        if why := nbdev_test(self.path.relative_to(self.config.rootpath).as_posix(), self.config.rootpath):
+        root = self.config.rootpath
+        if why := nbdev_test(self.path.relative_to(root).as_posix(), root, TIMEOUT):
             raise NotebookFailed(why)
 
     def repr_failure(self, excinfo, style=None):

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 
 from evidence import ROOT, configured, write_results
-from measure import GROUNDED, Policy, drift, duel
+from measure import GROUNDED, Policy, compare, drift, duel
 from phenomena import keep, train_without_reference
 from wikidpo.core.files import read_jsonl
 from wikidpo.core.model import GPT
@@ -81,14 +81,14 @@ def labels(questions, answers) -> dict:
     return dict(Counter(truth(q, a).label for q, a in zip(questions, answers, strict=True)).most_common())
 
 
-def measured(lab: Lab, name: str, model: GPT, beta: float, history: list[dict]) -> dict:
-    "One row of the results."
+def measured(lab: Lab, name: str, model: GPT, beta: float, history: list[dict], whole: bool) -> dict:
+    "One row of the results: the whole, or what the phenomena are told by, at a third of the cost."
     sft, tok, sft_answers = open_sft()
     policy = Policy(model, tok, 200 + lab.seed, GROUNDED)
     last = history[-max(1, len(history) // 5) :]
     ends = {k: fmean(map(itemgetter(f"reward/{k}"), last)) for k in ("chosen", "rejected", "margin", "accuracy")}
     judge = OfflineTeacher(**configured("teacher", PROFILE, seed=lab.seed).habits())
-    at_best = [p.answers(p.best) for p in (sft_answers, policy)]
+    found = (duel if whole else duel_at)(policy, sft_answers, judge)
     write_atomic(SFT_ANSWERS, json.dumps(list(sft_answers.kept.items())))
     return {
         "seed": lab.seed,
@@ -98,10 +98,30 @@ def measured(lab: Lab, name: str, model: GPT, beta: float, history: list[dict]) 
         **{f"{k}_nats": ends[k] / beta for k in ("chosen", "rejected", "margin")},
         "train_accuracy": ends["accuracy"],
         **drift(model, sft, tok, lab.seed, KL_ANSWERS, GROUNDED),
-        **duel(policy, sft_answers, judge),
-        "labels": labels(GROUNDED.test, at_best[1]),
-        "sft_labels": labels(GROUNDED.test, at_best[0]),
-        "samples": list(zip(GROUNDED.test[:SHOWN], at_best[0], at_best[1])),
+        **found,
+        **(answers_at_best(policy, sft_answers) if whole else {}),
+    }
+
+
+def duel_at(policy: Policy, sft: Policy, judge: OfflineTeacher, temperatures=(0.0, 0.7)) -> dict:
+    "`duel` at two temperatures, without a search for the best."
+    return {
+        "good": {str(t): policy.good(t) for t in temperatures},
+        "sft_good": {str(t): sft.good(t) for t in temperatures},
+        "at_0.7": compare(policy.answers(0.7), sft.answers(0.7), judge, policy.world),
+        "chars": fmean(map(len, policy.answers(0.7))),
+        "sft_chars": fmean(map(len, sft.answers(0.7))),
+        "labels_at_0.7": labels(GROUNDED.test, policy.answers(0.7)),
+    }
+
+
+def answers_at_best(policy: Policy, sft: Policy) -> dict:
+    "Labels of all answers at each one's best temperature, and some answers to read."
+    before, after = (p.answers(p.best) for p in (sft, policy))
+    return {
+        "labels": labels(GROUNDED.test, after),
+        "sft_labels": labels(GROUNDED.test, before),
+        "samples": list(zip(GROUNDED.test[:SHOWN], before, after)),
     }
 
 
@@ -116,7 +136,7 @@ def run(lab: Lab, name: str, pairs: list | None = None, **changes) -> dict:
     cfg = training(lab, path, **changes)
     train(configured("policy", PROFILE), cfg, out)
     model, _ = open_policy(configured("policy", PROFILE), out / "dpo.pt")
-    row = measured(lab, name, model, cfg.beta, read_jsonl(out / "metrics.jsonl"))
+    row = measured(lab, name, model, cfg.beta, read_jsonl(out / "metrics.jsonl"), whole=name == "default")
     return keep(out, {**changes, "pairs": len(pairs or lab.pairs), "illness": doctor(out)[1], **row})
 
 
@@ -150,7 +170,7 @@ def reference(labs) -> list[dict]:
         sft, tok, _ = open_sft()
         cfg = training(lab, lab.folder / "pairs.jsonl")
         model, history = train_without_reference(sft, tok, cfg)
-        row = keep(out, measured(lab, "no reference", model, cfg.beta, history))
+        row = keep(out, measured(lab, "no reference", model, cfg.beta, history, whole=False))
     return [run(lab, "default"), row]
 
 
@@ -175,11 +195,12 @@ EXPERIMENTS = {"default": default, "leash": leash, "hot": hot, "reference": refe
 
 
 def show(row: dict) -> str:
-    judge, true = row["at_best"]["judge"], row["at_best"]["truth"]
+    judge, true = row["at_0.7"]["judge"], row["at_0.7"]["truth"]
     return (
-        f"{row['name']:14} seed {row['seed']}: at their best {judge['rate']:.0%} ({judge['low']:.0%} to "
-        f"{judge['high']:.0%}) by the judge, {true['rate']:.0%} by the truth; z {row['margin_nats']:.1f} nats, "
-        f"chosen {row['chosen_nats']:+.1f}, KL {row['kl']:.1f}"
+        f"{row['name']:14} seed {row['seed']}: good cold {row['good']['0.0']:.0%}, at 0.7 {row['good']['0.7']:.0%}, "
+        f"where it wins {judge['rate']:.0%} ({judge['low']:.0%} to {judge['high']:.0%}) by the judge, "
+        f"{true['rate']:.0%} by the truth; z {row['margin_nats']:.1f} nats, chosen {row['chosen_nats']:+.1f}, "
+        f"KL {row['kl']:.1f}"
     )
 
 

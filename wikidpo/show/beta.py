@@ -55,7 +55,7 @@ def beta_figure(z, # (pairs,) margins in nats
         losses, pulls = (f(grid, b, loss_type, label_smoothing) for f in (preference_loss, pull))
         left.plot(grid, losses, color=BLUE, ls=dash, label=f"β = {b:.3g}")
         right.plot(grid, pulls, color=RED, ls=dash, label=f"β = {b:.3g}: {retired:.0%} retired")
-    right.set_ylim(-.6, 1.05)
+    if loss_type == "ipo": right.set_ylim(-.6, 1.05) # its line falls for ever
     _draw_margins(left, z, grid, f"loss of a pair ({loss_type})")
     _draw_margins(right, z, grid, "gradient weight")
     return fig

@@ -219,7 +219,8 @@ class PairInspector(LabWidget):
         fig, summary = Figure(figsize=(10, 3.2), layout="constrained"), self.summary()
         left, middle, right = fig.subplots(1, 3)
         _draw_scores(left, summary["scores"], f"{len(self.selection):,} of {self.total:,} {self.unit}")
-        longer = f"chosen longer by {summary['longer'] or 0:.0f} on average"
-        _draw_lengths(middle, self.cols["longer"][self.selection], longer)
+        longer = summary["longer"] or 0
+        title = f"chosen {abs(longer):.0f} characters {'shorter' if longer < 0 else 'longer'} on average"
+        _draw_lengths(middle, self.cols["longer"][self.selection], title)
         _draw_temperatures(right, summary["temperatures"], summary["counts"])
         return fig

@@ -43,6 +43,7 @@ def _draw_pairs(ax, z, grid, settings, title):
     ax.plot(z, preference_loss(z, **settings), "o", ms=4, mfc="none", color=RED, alpha=.6)
     style_axes(ax, title)
     ax.set_xlabel("margin z (nats)", fontsize=8, color=INK)
+    ax.set_ylabel("loss of a pair", fontsize=8, color=INK)
 
 # %% ../../nbs/show/player.ipynb #179420f9
 # style: one widget, a few lines a method
@@ -71,8 +72,9 @@ class RunPlayer(LabWidget):
         fig = Figure(figsize=(10, 3), layout="constrained")
         first, *others = fig.subplots(1, 4, width_ratios=(1.2, 1, 1, 1))
         losses = next(p for p in self.run["panels"] if p["title"] == "loss")["lines"][0]["values"]
-        first.plot(self.steps, [math.nan if v is None else v for v in losses], color=BLUE)
-        style_axes(first, "loss")
+        style = dict(marker="o") if len(self.steps) == 1 else {} # one step is a point
+        first.plot(self.steps, [math.nan if v is None else v for v in losses], color=BLUE, **style)
+        style_axes(first, "loss of each step")
         n = len(self.margin_steps)
         at = sorted({0, n//3, n - 1}) if n else []
         for ax in others[len(at):]: ax.axis("off")

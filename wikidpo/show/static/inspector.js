@@ -46,7 +46,7 @@ function render({ model, el }) {
     go(STEPS[e.key]);
   } }, [
     h("div", { class: "row" }, search, h("label", {}, "sort by ", order), kept, save, saved),
-    h("div", { class: "row" }, slider("gap", "gap", 9), slider("score_chosen", "best", 10), h("span", {}, "chosen longer by ", longer)),
+    h("div", { class: "row" }, slider("gap", "gap", 9), slider("score_chosen", "best", 10), h("span", {}, "chosen answers are ", longer)),
     h("details", {}, h("summary", {}, "more filters"), h("div", { class: "row" }, ...bounds)),
     h("div", { class: "row" }, chart, table),
     list,
@@ -56,7 +56,7 @@ function render({ model, el }) {
   function showView() {
     const { kept: n, total, unit, first, rows, longer: mean, scores, temperatures, counts } = model.get("view");
     kept.textContent = `${count(n)} of ${count(total)} ${unit} (${fixed(100 * n / (total || 1), 1)} %)`;
-    longer.textContent = `${fixed(mean, 1)} characters on average`;
+    longer.textContent = mean === null ? "–" : `${fixed(Math.abs(mean), 1)} characters ${mean < 0 ? "shorter" : "longer"} on average`;
     body.replaceChildren(...rows.map(([id, text, ...numbers], i) => h("tr", { "aria-selected": `${first + i == model.get("position")}`, onclick: () => send(model, { position: first + i }) },
       h("td", {}, `${id}`), h("td", { dir: "auto" }, visible(text)), ...numbers.map(x => h("td", {}, x === null ? "–" : fixed(x, 0))))));
     save.disabled = back.disabled = next.disabled = !n;

@@ -34,8 +34,9 @@ def read_score(reply):
     return int(m[1]) if m else None
 ''',
     answer="""
-8, 1 and 100. Not one of them is the grade that was meant. A failed parse costs one answer; a
-misread grade makes a pair that teaches the opposite.
+8, 1 and 100 (10 in the original lesson, which keeps the number within 1 to 10). Not one of them is
+the grade that was meant. A failed parse costs one answer; a misread grade makes a pair that teaches
+the opposite.
 """,
     mistakes=[
         Mistake("The first number in the reply is not the grade: 'a scale of 1 to 10', "

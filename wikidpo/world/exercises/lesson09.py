@@ -203,9 +203,9 @@ def choose_beta(win, kl, behind):
     return min(candidates, key=kl.get)
 ''',
     answer="""
-Yes: the second case of the checker. Both answer the same questions, so what makes a question hard
-moves both rates together and takes no part in the difference. Two separate intervals cannot see
-that; the paired one can.
+Yes: the interval of the paired difference may be 0.01 to 0.11, all above 0. Both answer the same
+questions, so what makes a question hard moves both rates together and takes no part in the
+difference. Two separate intervals cannot see that; the paired one can.
 """,
     mistakes=[
         Mistake("That is the highest win rate alone: the runner-up may "

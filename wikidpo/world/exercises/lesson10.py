@@ -135,8 +135,8 @@ def trl_ipo(pi_c, ref_c, n_c, pi_r, ref_r, n_r, beta):
     return (z - 1 / (2 * beta)) ** 2
 ''',
     answer="""
-TRL's: 5 nats *a token* are 200 over the answer. The same word `beta` in two programs is two
-different numbers; compare the rulers before the results.
+TRL's: if both answers have 40 tokens, 5 nats *a token* are 200 nats of margin. The same word `beta`
+in two programs is two different numbers; compare the rulers before the results.
 """,
     mistakes=[
         Mistake("It is summed, as in lesson 02: TRL divides each log-ratio by its number of tokens.",
