@@ -10,7 +10,7 @@ from wikidpo.core.config import check_loss_options, LOSS_TYPES, TrainConfig
 from wikidpo.core.files import read_jsonl, UserError
 from wikidpo.run import config
 from wikidpo.run.folder import JsonlWriter, update_json
-from wikidpo.run.profiles import claim, load_profile, section
+from wikidpo.run.profiles import claim, finished, load_profile, section
 
 SECTIONS = {"policy": config.PolicyConfig, "mine": config.MineConfig, "train": config.RunTrainConfig,
             "judge": config.EvaluateConfig}
@@ -56,7 +56,7 @@ def test_a_folder_is_claimed_once(tmp_path, capsys):
     assert claim(out, "mine", {"seed": 0, "temps": (.7, 1.3)}) is None
     assert claim(out, "train", {"beta": .1}) is None
     update_json(out/"summary.json", mine={"pairs": 3})
-    assert claim(out, "mine", {"seed": 0, "temps": [.7, 1.3]}) == {"pairs": 3}
+    assert finished(out, "mine", {"seed": 0, "temps": [.7, 1.3]}) == {"pairs": 3}
     assert "mine: already done" in capsys.readouterr().out
     with pytest.raises(UserError, match="train.beta is 0.1 there, 0.5 here"): claim(out, "train", {"beta": .5})
     (tmp_path/"notes.txt").touch()

@@ -223,10 +223,12 @@ def test_other_weights_and_other_prompts_under_the_same_name_are_noticed(world, 
     cfg = replace(world, a=None, n=4, prompts=str(copied))                        # a = None: dpo.pt of the folder
     assert evaluate(POLICY, TeacherConfig(), cfg, tmp_path)["n"] == 4
     with open(copied, "a") as f: f.write('{"prompt": "One more?"}\n')
-    with pytest.raises(UserError, match="judge.sha_prompts"): evaluate(POLICY, TeacherConfig(), cfg, tmp_path)
+    with pytest.raises(UserError, match="judge.prompts has another content now"):
+        evaluate(POLICY, TeacherConfig(), cfg, tmp_path)
     shutil.copy(world.prompts, copied)
     save_checkpoint(tmp_path/"dpo.pt", load_checkpoint(world.b))
-    with pytest.raises(UserError, match="judge.sha_a"): evaluate(POLICY, TeacherConfig(), cfg, tmp_path)
+    with pytest.raises(UserError, match="judge.a has another content now"):
+        evaluate(POLICY, TeacherConfig(), cfg, tmp_path)
 
 
 # ---- judges that misbehave

@@ -113,7 +113,7 @@ def test_a_state_of_other_pairs_is_refused(pairs, tmp_path):
     write_jsonl(mine, read_jsonl(pairs))
     stop_when_saved(1, mine, tmp_path/"run", "--save-every", "1", with_signal=signal.SIGKILL)
     write_jsonl(mine, read_jsonl(pairs)[1:])
-    assert "begun with other pairs" in run(1, mine, tmp_path/"run", "--save-every", "1").stderr
+    assert "train.pairs has another content now" in run(1, mine, tmp_path/"run", "--save-every", "1").stderr
 
 
 def test_one_process_has_nothing_to_share(pairs, tmp_path):

@@ -6,7 +6,7 @@
 __all__ = ['gen_all', 'judge_both', 'no_verdict', 'summarize', 'evaluate']
 
 # %% ../../nbs/run/evaluate.ipynb #6c86f7e3
-import hashlib, math, time
+import math, time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -22,9 +22,9 @@ from ..engine.ragged import sample_unit
 from ..judge.client import ask_verdict, check_teacher, Probe
 from ..judge.pool import JudgePool
 from ..models.policy import open_policy
-from .folder import JsonlWriter, QUIET, update_json, write_jsonl
-from .mine import read_prompts, tell_missing
-from .profiles import claim
+from .folder import content_of, JsonlWriter, policy_files, QUIET, update_json, write_jsonl, writing
+from .mine import check_room, read_prompts, tell_missing
+from .profiles import claim, finished
 from .records import read_records, Verdict
 from ..world.facts import find_fact
 from ..world.grade import grade
@@ -133,39 +133,48 @@ def _judged_rows(path)->list:
     refused = next((f" ({quoted(r['error'], 200)})" for r in rows if "error" in r), "")
     raise UserError(f"{path}: no verdict could be read on {len(rows)} prompts{refused}; look at teacher.model")
 
-# %% ../../nbs/run/evaluate.ipynb #da2b39dd
-def _file_hash(path)->str:
-    "A short hash of a file's content"
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+def _verdict_summary(path)->dict:
+    "What the verdicts say; those that are missing are counted aloud"
+    rows = _judged_rows(path)
+    missing = [r for r in rows if not r["result"]]
+    why = tell_missing(missing, len(rows), "judge", "prompts have no verdict")
+    return summarize(rows) | ({"no_verdict": why} if why else {})
 
+# %% ../../nbs/run/evaluate.ipynb #da2b39dd
 def _record(policy, teacher, cfg, paths)->dict: # paths: of the two checkpoints, {"a": ..., "b": ...}
     "What two comparisons in one folder must have in common"
-    hashes = {f"sha_{k}": _file_hash(p) for k, p in (paths | {"prompts": cfg.prompts}).items()}
-    return asdict(cfg) | paths | hashes | {"policy": asdict(policy), "teacher": teacher.record()}
+    files = policy_files(policy) | paths | {"prompts": cfg.prompts}
+    del files["checkpoint"] # of the policy: it is b, or not asked
+    return asdict(cfg) | paths | {"policy": asdict(policy), "teacher": teacher.record(), "inputs": content_of(**files)}
+
+# %% ../../nbs/run/evaluate.ipynb #f0lder30
+def _open_both(policy, cfg, prompts, paths)->tuple: # paths: of the two checkpoints
+    "([model a, model b], tokenizer), ready to sample; a prompt that is too long for one of them is refused now"
+    models, toks = zip(*(open_policy(policy, path) for path in paths.values()))
+    for model in models: check_room(model, toks[0], prompts, cfg, "judge")
+    return [ready_to_sample(model, policy.sample_precision) for model in models], toks[0]
 
 # %% ../../nbs/run/evaluate.ipynb #1577c880
 def evaluate(policy, # PolicyConfig
              teacher, # TeacherConfig
              cfg, # EvaluateConfig
              out, # run folder
+             restart:bool=False, # begin anew: what an earlier start wrote is removed
              )->dict:
     "Answer, judge in both orders, summarize; writes verdicts.jsonl and the `judge` of summary.json, which it returns"
-    start = time.perf_counter()
-    out = Path(out)
+    start, out = time.perf_counter(), Path(out)
     prompts = read_prompts(cfg.prompts, cfg.n)
     paths = {"a": cfg.a or str(out/"dpo.pt"), "b": cfg.b or policy.checkpoint}
-    models, toks = zip(*(open_policy(policy, p) for p in paths.values()))
-    models = [ready_to_sample(m, policy.sample_precision) for m in models]
-    client = teacher.client()
-    probe = check_teacher(client, teacher.model, teacher.url)
-    done = claim(out, "judge", _record(policy, teacher, cfg, paths))
-    if done and not done["unparsed"]: return done
-    def answers(unit): return _unit_rows(models, toks[0], prompts, unit, cfg)
-    def judge(row): return judge_both(client, teacher.model, row["prompt"], row["a"], row["b"], probe)
-    with client: _judge_missing(out/"verdicts.jsonl", prompts, answers, judge, teacher)
-    rows = _judged_rows(out/"verdicts.jsonl")
-    found = summarize(rows)
-    why = tell_missing([r for r in rows if not r["result"]], len(rows), "judge", "prompts have no verdict")
-    if why: found["no_verdict"] = why
-    more = {"constrained": probe.constrained, "seconds": round(time.perf_counter() - start, 1)}
-    return update_json(out/"summary.json", judge=found | more)["judge"]
+    config = _record(policy, teacher, cfg, paths)
+    with writing(out):
+        if done := finished(out, "judge", config, restart, lambda there: there.get("unparsed")): return done
+        models, tok = _open_both(policy, cfg, prompts, paths)
+        client = teacher.client()
+        probe = check_teacher(client, teacher.model, teacher.url)
+        claim(out, "judge", config, restart)
+        def answers(unit): return _unit_rows(models, tok, prompts, unit, cfg)
+        def judge(row): return judge_both(client, teacher.model, row["prompt"], row["a"], row["b"], probe)
+        with client: _judge_missing(out/"verdicts.jsonl", prompts, answers, judge, teacher)
+        found = _verdict_summary(out/"verdicts.jsonl")
+        more = {"constrained": probe.constrained, "seconds": round(time.perf_counter() - start, 1)}
+        return update_json(out/"summary.json", judge=found | more)["judge"]

@@ -8,7 +8,7 @@ __all__ = ['QUESTIONS', 'predict', 'log_ratios', 'kl_to_reference', 'sweep', 'sw
 
 # %% ../../nbs/run/sweep.ipynb #037e892a
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,9 @@ from ..core.rlhf import join_rows
 from ..core.stats import bootstrap
 from ..models.policy import open_policy
 from .evaluate import evaluate, gen_all
-from .folder import write_atomic, write_jsonl
+from .folder import content_of, policy_files, write_atomic, write_jsonl, writing
 from .mine import read_prompts
+from .profiles import claim, finished
 from .records import Pair, read_object, read_records, SweepPrediction, SweepRows, Verdict
 from .train import train
 
@@ -77,28 +78,41 @@ def _sweep_row(beta, trained, judged, verdicts, d)->dict:
     paired = {"results": results, "log_ratios": [round(x, 4) for x in d.tolist()]}
     return {"beta": beta} | rewards | kl | {k: judged[k] for k in _JUDGED} | paired
 
+# %% ../../nbs/run/sweep.ipynb #sw33prec
+def _record(policy, teacher, cfg, train_cfg, judge_cfg)->dict: # their configurations
+    "What two starts of one sweep must have in common"
+    steps = {"n_pairs": cfg.n_pairs, "train": asdict(train_cfg), "judge": asdict(judge_cfg)} # a beta may be added
+    inputs = content_of(pairs=cfg.pairs, prompts=judge_cfg.prompts, **policy_files(policy))
+    return steps | {"policy": asdict(policy), "teacher": teacher.record(), "inputs": inputs}
+
 # %% ../../nbs/run/sweep.ipynb #5ba92628
 def sweep(policy, teacher, # PolicyConfig, TeacherConfig
           cfg, # SweepConfig
           train_cfg, judge_cfg, # TrainConfig, EvaluateConfig: alike in all runs, beta apart
           out, # folder for the runs, one each
+          restart:bool=False, # begin anew: what an earlier start wrote is removed
          )->list:
     "Train and judge once for each beta; writes sweep.json and returns its rows. Runs that are done are kept"
-    out, rows = Path(out), []
+    out, config = Path(out), _record(policy, teacher, cfg, train_cfg, judge_cfg)
+    rows = read_records(cfg.pairs, Pair, ["prompt", "chosen", "rejected"])
     pairs = out/f"pairs{cfg.n_pairs}.jsonl"
-    write_jsonl(pairs, read_records(cfg.pairs, Pair, ["prompt", "chosen", "rejected"])[:cfg.n_pairs])
     prompts = read_prompts(judge_cfg.prompts, cfg.kl_prompts)
-    ref, tok = open_policy(policy)
-    for beta in cfg.betas:
-        run = out/f"beta{beta:g}"
-        trained = train(policy, replace(train_cfg, beta=beta, pairs=str(pairs)), run)
-        judged = evaluate(policy, teacher, judge_cfg, run)
-        model, _ = open_policy(policy, run/"dpo.pt")
-        d = log_ratios(model, ref, tok, prompts, judge_cfg.max_new, judge_cfg.seed)
-        rows.append(_sweep_row(beta, trained, judged, read_records(run/"verdicts.jsonl", Verdict), d))
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    write_atomic(out/"sweep.json", f"[\n{lines}\n]\n")
-    return rows
+    with writing(out):
+        finished(out, "sweep", config, restart)
+        ref, tok = open_policy(policy)
+        claim(out, "sweep", config, restart)
+        write_jsonl(pairs, rows[:cfg.n_pairs])
+        def row(beta):
+            run = out/f"beta{beta:g}"
+            trained = train(policy, replace(train_cfg, beta=beta, pairs=str(pairs)), run, restart)
+            judged = evaluate(policy, teacher, judge_cfg, run, restart)
+            model, _ = open_policy(policy, run/"dpo.pt")
+            d = log_ratios(model, ref, tok, prompts, judge_cfg.max_new, judge_cfg.seed)
+            return _sweep_row(beta, trained, judged, read_records(run/"verdicts.jsonl", Verdict), d)
+        found = [row(beta) for beta in cfg.betas]
+        lines = ",\n".join(json.dumps(row) for row in found)
+        write_atomic(out/"sweep.json", f"[\n{lines}\n]\n")
+    return found
 
 # %% ../../nbs/run/sweep.ipynb #6161b3ea
 def _rate(row)->str:
