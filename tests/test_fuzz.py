@@ -234,7 +234,8 @@ def no_hang():
 
 def written(folder):
     "What would be another if anything in the folder were written"
-    with os.scandir(folder) as found: return {f.name: (f.inode(), f.stat().st_size, f.stat().st_mtime_ns) for f in found}
+    with os.scandir(folder) as found:
+        return {f.name: (f.inode(), f.stat().st_size, f.stat().st_mtime_ns) for f in found}
 
 
 def outcome(reader, path):

@@ -31,7 +31,7 @@ Length = Annotated[float, Field(ge=0, le=1e12)] # characters, on average
 
 def _held(x):
     "The number, if sums of it can be held"
-    if 1e30 < abs(x) < math.inf: raise ValueError(f"{x:g} is no loss, reward or rate")
+    if 1e15 < abs(x) < math.inf: raise ValueError(f"{x:g} is no loss, reward or rate")
     return x
 
 Logged = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_held)] # of a training, which may break
