@@ -62,6 +62,7 @@ def test_the_gap_of_two_win_rates_counts_decided_questions():
     def variance(x): return rate(x) * (1 - rate(x)) / (x != 0).sum()
     middle, half = rate(a) - rate(b), 1.96 * (variance(a) + variance(b)) ** .5
     assert (low, high) == pytest.approx((middle - half, middle + half), abs=.015)
+    assert high - low == pytest.approx(2 * half, rel=.08)
     assert win_rate_gap(a, a) == (0, 0) and win_rate_gap(a, b) == (low, high)
 
 
