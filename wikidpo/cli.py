@@ -23,6 +23,7 @@ from .judge.config import TeacherConfig, VllmConfig, shown_url
 from .run.config import (EvaluateConfig, MineConfig, PolicyConfig, PromptsConfig, PublishConfig, RunTrainConfig,
                                 SweepConfig)
 from .run.profiles import load_profile, section
+from .run.secrets import redact
 from .world.config import SftConfig
 
 # %% ../nbs/cli.ipynb #598d8da2
@@ -208,13 +209,11 @@ class Sweep(Step):
     judge:EvaluateConfig=None
 
     def run(self):
-        from wikidpo.run.sweep import QUESTIONS, predict, score_prediction, sweep, sweep_table
+        from wikidpo.run.sweep import predict, QUESTIONS, score_table, sweep, sweep_table
         if self.predict: predict(self.out, **dict(zip(QUESTIONS, self.predict)))
         steps = self.sweep, self.train, self.judge
         say(sweep_table(sweep(self.policy, self.teacher, *steps, self.out, self.restart)))
-        if not (self.out/"prediction.json").exists(): return
-        for question, predicted, found, result in score_prediction(self.out):
-            say(f"{QUESTIONS[question]:50} predicted {predicted:<5g} found {found:<5g} {result}")
+        if (self.out/"prediction.json").exists(): say(score_table(self.out))
 
 @dataclass
 class Sft(Common):
@@ -373,7 +372,7 @@ def hearing_sigterm():
 # %% ../nbs/cli.ipynb #df07958a
 def leave(status:int, line:str):
     "End with a line on stderr"
-    print(line, file=sys.stderr)
+    print(redact(line), file=sys.stderr)
     sys.exit(status)
 
 def system_says(e:OSError)->str:
@@ -387,7 +386,8 @@ def keep_traceback(out)->str: # run folder, or None
     for folder in [out] * in_run + [tempfile.gettempdir()]:
         try:
             fd, path = tempfile.mkstemp(".log", "error-", folder)
-            with open(fd, "w", encoding="utf-8", errors="backslashreplace") as f: f.write(traceback.format_exc())
+            with open(fd, "w", encoding="utf-8", errors="backslashreplace") as f:
+                f.write(redact(traceback.format_exc()))
             return f"in {quoted(path)}"
         except OSError: continue
     return "nowhere, for no file could be written"
@@ -414,7 +414,7 @@ def told_once():
 
 # %% ../nbs/cli.ipynb #cl1main3
 def main(words=None):
-    "Entry point of the command `wikidpo`: 0, 2 for what a person can mend, 1 for a bug, 130 for Ctrl-C, 143 for SIGTERM"
+    "The command `wikidpo`: 0, 2 for what a person can mend, 1 for a bug, 130 for Ctrl-C, 143 for SIGTERM"
     words, step = list(sys.argv[1:] if words is None else words), None
     sys.argv = [shown_url(w) if "://" in w else w for w in sys.argv]  # W&B writes down the words of the command
     debug, words = "--debug" in words, [w for w in words if w != "--debug"]

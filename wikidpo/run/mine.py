@@ -22,8 +22,8 @@ from ..core.files import each_line, parse_line, quoted, UserError
 from ..core.pairs import make_pairs
 from ..engine.accelerate import ready_to_sample
 from ..engine.ragged import sample_unit
-from ..judge.client import ask_score, check_teacher
-from ..judge.pool import JudgePool, no_score
+from ..judge.client import ask_score, check_teacher, no_score
+from ..judge.pool import JudgePool
 from ..models.policy import open_policy
 from ..models.remote import sample_units, Servers
 from .config import shard_units
@@ -49,7 +49,8 @@ def _finished_units(path, # responses.jsonl, which may not be there yet
     if not path.exists(): return {}
     with JsonlWriter(path): pass # cuts a torn last line
     units = {}
-    for _, begin, row in each_line(path, check=fits(Answer)): units.setdefault(row["prompt_id"] // UNIT, []).append(begin)
+    for _, begin, row in each_line(path, check=fits(Answer)):
+        units.setdefault(row["prompt_id"] // UNIT, []).append(begin)
     def size(unit): return k * (min(n_prompts, (unit + 1) * UNIT) - unit * UNIT)
     return {unit: places for unit, places in sorted(units.items()) if len(places) == size(unit)}
 
@@ -146,10 +147,10 @@ def _score_columns(judged)->dict:
 # %% ../../nbs/run/mine.ipynb #m1ne0020
 def _filter_samples(out, gap:int, best:int, shard, **more)->dict:
     "The last step: the samples in order, the pairs, and the summary with `more` in it"
-    path, pairs, missing, masses = out/"samples.jsonl", [], [], []
+    path, pairs = out/"samples.jsonl", []
     places = sorted((s["prompt_id"], s["k"], begin) for _, begin, s in each_line(path, check=fits(Sample)))
     _keep_lines(path, [begin for *_, begin in places])
-    counts = Counter(make_pairs([])[1])
+    counts, missing, masses = Counter(make_pairs([])[1]), [], []
     for rows in _each_prompt(path):
         found, counted = make_pairs(rows, gap, best)
         pairs += [json.dumps(pair, ensure_ascii=False) + "\n" for pair in found]

@@ -96,6 +96,7 @@ def _compare(out, step, config, restart):
                         "choose another --out, or begin this step anew with --restart")
     return _summary(out).get(step)
 
+# %% ../../nbs/run/profiles.ipynb #clam0021
 def _summary(out)->dict:
     "What summary.json says, {} where there is none"
     path = out/"summary.json"

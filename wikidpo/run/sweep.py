@@ -94,14 +94,13 @@ def sweep(policy, teacher, # PolicyConfig, TeacherConfig
          )->list:
     "Train and judge once for each beta; writes sweep.json and returns its rows. Runs that are done are kept"
     out, config = Path(out), _record(policy, teacher, cfg, train_cfg, judge_cfg)
-    rows = read_records(cfg.pairs, Pair, ["prompt", "chosen", "rejected"])
-    pairs = out/f"pairs{cfg.n_pairs}.jsonl"
+    known, pairs = read_records(cfg.pairs, Pair, ["prompt", "chosen", "rejected"]), out/f"pairs{cfg.n_pairs}.jsonl"
     prompts = read_prompts(judge_cfg.prompts, cfg.kl_prompts)
     with writing(out):
         finished(out, "sweep", config, restart)
         ref, tok = open_policy(policy)
         claim(out, "sweep", config, restart)
-        write_jsonl(pairs, rows[:cfg.n_pairs])
+        write_jsonl(pairs, known[:cfg.n_pairs])
         def row(beta):
             run = out/f"beta{beta:g}"
             trained = train(policy, replace(train_cfg, beta=beta, pairs=str(pairs)), run, restart)
