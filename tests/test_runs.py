@@ -46,9 +46,9 @@ def test_a_column_that_begins_late_keeps_its_place(tmp_path):
 
 
 @pytest.mark.parametrize("name, text, says", [
-    ("config.yaml", "a: [1", "config.yaml: cannot be read"),
-    ("config.yaml", "- 1\n- 2", "config.yaml: expected names"),
-    ("summary.json", '{"mine": ', "summary.json: cannot be read"),
+    ("config.yaml", "a: [1", "config.yaml: broken YAML"),
+    ("config.yaml", "- 1\n- 2", "config.yaml: expected an object with fields"),
+    ("summary.json", '{"mine": ', "summary.json: broken JSON"),
     ("metrics.jsonl", '{"step": 1}\n{"st', "metrics.jsonl:2")])
 def test_broken_files_are_named(tmp_path, name, text, says):
     make_run(tmp_path/"run")
@@ -209,7 +209,9 @@ def wikigpt(path, loss=.58, accuracy=.78, judged=None, **train):
     return run
 
 
-def judged(rate, low, high): return {"decided_win_rate": rate, "ci_low": low, "ci_high": high}
+def judged(rate, low, high):
+    counts = {"n": 300, "win": 120, "tie": 80, "loss": 100}
+    return counts | {"decided_win_rate": rate, "ci_low": low, "ci_high": high}
 
 
 def test_the_settings_of_the_original_lesson_are_those_of_its_profile():

@@ -24,7 +24,8 @@ CFG = SweepConfig(pairs=str(DATA/"pairs.jsonl"), betas=(.1, 1.), n_pairs=32, kl_
 # ---- what a sweep says
 
 def row(beta, margin=1., kl=1., rate=.5, results=(1, -1) * 50, ratios=(1., 1.2) * 50):
-    return {"beta": beta, "margin": margin, "kl": kl, "decided_win_rate": rate, "results": list(results),
+    unused = {"chosen": 0, "kl_se": .1, "ci_low": 0, "ci_high": 1, "chars_a": 40, "chars_b": 60}
+    return unused | {"beta": beta, "margin": margin, "kl": kl, "decided_win_rate": rate, "results": list(results),
             "log_ratios": list(ratios)}
 
 

@@ -21,11 +21,12 @@ from wikidpo.run.folder import JsonlWriter, update_json, write_atomic, write_jso
 FULL = '''
 import resource, signal, sys
 from pathlib import Path
+from wikidpo.core.files import UserError
 from wikidpo.run.folder import write_atomic
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try: write_atomic(Path(sys.argv[1]), "y" * 5000)
-except OSError as e: sys.exit(7)
+except UserError as e: sys.exit(7 if "cannot be written (File too large)" in str(e) else str(e))
 '''
 
 
