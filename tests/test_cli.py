@@ -178,7 +178,7 @@ def test_train_writes_a_whole_run(tmp_path, pairs):
     assert abs(metrics[0]["loss"] - 0.693147) < 1e-6 and metrics[0]["reward/margin"] == 0
     assert json.loads((run/"summary.json").read_text())["train"]["steps"] == len(metrics)
     assert list((run/"wandb").glob("offline-run-*"))
-    assert set(torch.load(run/"dpo.pt", weights_only=True)) == {"model", "config"}
+    assert set(torch.load(run/"dpo.pt", weights_only=True)) == {"model", "config", "digest"}
 
 
 def test_rig_that_is_not_ready(capsys, tmp_path):

@@ -16,7 +16,6 @@ IN_ENVIRONMENT = { # made up, all of them
 IN_URLS = {"password": "pass-Zq86xw77planted", "query": "query-Zq87xw77planted", "proxy": "proxy-Zq88xw77planted",
            "remote": "ghp_Zq89xw77plantedplantedplanted"}
 LOOKING_SO = {"AWS": "AKIAZQ90XW77PLANTED0", "token": "eyJhbGciOiJI.eyJzdWIiOiIx.Zq91xw77planted"}
-REPEATED = [*IN_ENVIRONMENT.values(), *LOOKING_SO.values(), f"https://{IN_URLS['remote']}@127.0.0.1/x.git"]
 PLANTED = [*IN_ENVIRONMENT.values(), *IN_URLS.values(), *LOOKING_SO.values()]
 
 
@@ -28,7 +27,7 @@ class TellTale(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         TellTale.asked += 1
         n, longest = TellTale.asked, json.loads(body)["max_tokens"]
-        words = f"{self.path} {dict(self.headers)} {' '.join(REPEATED)}"
+        words = f"{self.path} {dict(self.headers)} {' '.join(PLANTED)}"
         if n > 3 and n % 5 == 0: self.answer(200, words)
         elif n > 3 and n % 17 == 0: self.answer(422, words)
         else: self.answer(200, "AB"[n % 2] if longest == 3 else str(1 + n * 7 % 10))

@@ -135,7 +135,7 @@ def start_wandb(cfg, out, config):
     return _init_wandb(wandb, mode, out, project=cfg.project, config=config, settings=settings)
 
 # %% ../../nbs/run/train.ipynb #train-wandb3
-WANDB_SECONDS = {"init_timeout": 20, "finish_timeout": 60} # W&B itself waits for 90, and for ever
+WANDB_SECONDS = {"init_timeout": 60, "finish_timeout": 60} # W&B itself waits for 90, and for ever
 
 def _init_wandb(wandb, mode, out, **options):
     "A new W&B run, or the one of an earlier start; offline if it cannot be begun online, None if not even that"
