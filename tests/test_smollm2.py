@@ -48,7 +48,7 @@ def test_the_short_form_of_the_lesson(folder, monkeypatch):
 
 def test_what_is_missing_is_said_with_the_command_that_brings_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for remedy in ("`wikidpo prompts` makes one", "`wikidpo import smollm2` makes it"):
+    for remedy in ("`wikidpo prompts` makes one", "`wikidpo import MODEL --out checkpoints/smollm2` makes it"):
         with pytest.raises(SystemExit): main(["mine", "--profile", "smollm2", "--out", "run"])
         assert remedy in capsys.readouterr().err
         write_jsonl(tmp_path/"prompts"/"prompts_mine.jsonl", [{"prompt": "Who?"}])

@@ -9,7 +9,7 @@ __all__ = ['open_policy']
 from pathlib import Path
 
 from ..core.chat import check_vocab, load_tokenizer
-from ..core.files import UserError
+from ..core.files import quoted, UserError
 from ..engine.accelerate import pick_device
 from .adopt import load_policy
 
@@ -19,8 +19,9 @@ def open_policy(cfg, # PolicyConfig
                 )->tuple:
     "(model, tokenizer); raises `UserError` if a file is missing, broken, or they do not belong together"
     folder = Path(cfg.checkpoint).parent
-    if folder.name == "smollm2" and not folder.exists():
-        raise UserError(f"{folder}: no such folder; `wikidpo import smollm2` makes it")
+    if not folder.exists():
+        raise UserError(f"{quoted(folder)}: no such folder; put the checkpoint there, or "
+                        f"`wikidpo import MODEL --out {quoted(folder)}` makes it of a published one")
     tok = load_tokenizer(cfg.tokenizer)
     model = load_policy(checkpoint or cfg.checkpoint, cfg.model_py, pick_device(cfg.device))
     check_vocab(tok, model.cfg.vocab_size, checkpoint or cfg.checkpoint)
