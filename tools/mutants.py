@@ -25,14 +25,14 @@ DATA = [
         ("begin, here = begin + len(data), begin", "begin, here = begin + len(data) - 1, begin"),
         ("finally:\n        if was_on: gc.enable()", "finally:\n        pass"),
         ("places = sorted((key(row), begin)", "places = list((key(row), begin)"),
-        ('if "\\\\ud" in text.lower() and not', 'if "\\\\ud" in text and not'),
+        ('("\\\\ud" in text or "\\\\uD" in text)', '"\\\\ud" in text'),
         ("if fault := _fault(row, fields, check): raise", "if fault := _fault(row, fields, None): raise"),
     ),
     *changes(
         "core/data.py", "test_pair_data.py",
         ("ids if text == pair[side] else None", "ids"),
         ("return ids + [end_id(self.tok)] * finished", "return ids + [end_id(self.tok)]"),
-        ('pair.get(f"{side}_finished", True)', 'pair.get(f"{side}_finished", False)'),
+        ('finished = pair.get(f"{side}_finished", True)', 'finished = pair.get(f"{side}_finished", False)'),
         ("[0] * len(prompt) + [1] * len(response)", "[1] * len(prompt) + [1] * len(response)"),
         ("(prompt + response)[:self.block_size]", "(prompt + response)[-self.block_size:]"),
         ("if len(prompt) < self.block_size: return None", "if len(prompt) <= self.block_size: return None"),
@@ -67,14 +67,13 @@ DATA = [
     ),
     *changes(
         "run/folder.py", "test_writing.py",
-        ("tmp.write_bytes(data.encode() if isinstance(data, str) else data)",
-         "tmp = path\n        tmp.write_bytes(data.encode() if isinstance(data, str) else data)\n        return"),
+        ("_write_file(tmp, data)\n            os.replace(tmp, path)", "_write_file(path, data)"),
         ("finally: tmp.unlink(missing_ok=True)", "finally: pass"),
-        ("self.f.flush()", "pass"),
-        ('self.f.truncate(self.f.read().rfind(b"\\n") + 1)', "self.f.read()"),
-        ('rfind(b"\\n") + 1)', 'rfind(b"\\n"))'),
-        ('self.f.write("".join(json.dumps(r, ensure_ascii=False)', 'self.f.write("".join(json.dumps(r)'),
-        ("data |= sections", "data = sections"),
+        ("while rest: rest = rest[os.write(fd, rest):]", "os.write(fd, rest)"),
+        ("if end < os.fstat(self.fd).st_size: os.ftruncate(self.fd, end)", "pass"),
+        ("return start + newline + 1", "return start + newline"),
+        ("json.dumps(r, ensure_ascii=False)", "json.dumps(r)"),
+        ("data = _object_in(path) | sections", "data = sections"),
     ),
     *changes(
         "run/mine.py", "test_mining.py::test_files_are_complete_and_agree"
@@ -85,8 +84,8 @@ DATA = [
          "rows = [row for i, group in enumerate(next(groups), 0)"),
         ('places = sorted((s["prompt_id"], s["k"], begin)', 'places = list((s["prompt_id"], s["k"], begin)'),
         ("found, counted = make_pairs(rows, gap, best)", "found, counted = make_pairs(rows)"),
-        ("counts.update(counted |", "counts.update({} |"),
-        ('"unparsable": sum(s["score"] is None for s in rows)', '"unparsable": 0'),
+        ("counts.update(counted)", "pass"),
+        ('"unparsable": len(missing)', '"unparsable": 0'),
         ("if not pairs and not shard: _complain", "if False: _complain"),
         ("cfg.seed, cfg.batch, **options", "0, cfg.batch, **options"),
         ("if len(ids) <= room: continue", "if True: continue"),
@@ -102,14 +101,13 @@ DATA = [
         "show/inspector.py", "test_load.py test_widgets.py::test_inspector_reads_pairs_and_samples_alike",
         ("return pairs, prompts", "return pairs, len(pairs)"),
         ("make_pairs(list(rows), 0, 0)[0]", "make_pairs(list(rows))[0]"),
-        ('read_in_order(source, itemgetter("prompt_id"), _no_sample)',
-         "(row for *_, row in each_line(source, check=_no_sample))"),
+        ("read_in_order(source, by_prompt, check)", "(row for *_, row in each_line(source, check=check))"),
     ),
     *changes(
         "show/report.py", "test_load.py test_report.py::test_hostile_text_stays_text",
         ("unread, counts = seen.pop(None, 0), Counter()", "unread, counts = seen.pop(None, 0) and 0, Counter()"),
         ("counts[round(score)] += n", "counts[round(score)] += 1"),
-        ("\\U000e0000-\\U000e007f]", "]"),
+        ("\\U000e0000-\\U000e0fff]", "]"),
     ),
 ]
 
@@ -155,7 +153,7 @@ STATISTICS = [
         ("ask_verdict(client, judge_model, prompt, b, a, probe)",
          "ask_verdict(client, judge_model, prompt, a, b, probe)"),
         ('if r["prompt_id"] not in done])', "])"),
-        ('sorted(read_jsonl(path), key=lambda r: r["prompt_id"])', "read_jsonl(path)"),
+        ('sorted(read_records(path, Verdict), key=lambda r: r["prompt_id"])', "read_records(path, Verdict)"),
     ),
     *changes(
         "run/sweep.py", "test_sweep.py",
@@ -178,18 +176,18 @@ STATISTICS = [
         ("_VERDICT.fullmatch(", "_VERDICT.search("),
         ('r"(10|[1-9])', 'r"([1-9]|10|0)'),
         ("(?: ?/ ?10| out of 10)?", "(?: ?/ ?10+| out of 10)?"),
-        ("text = text[:limit]", ""),
+        ('">]", 64)[:limit]', '">]", 64)'),
         ("max(3, 1 + max(map(len", "max(3, max(map(len"),
-        ("while (clean := _CONTROL.sub", "if (clean := _CONTROL.sub"),
+        ('strip_tokens(text, _CONTROL, ">]", 64)', '_CONTROL.sub("", text)'),
         ('return m[1].upper() if m else None', "return m[1] if m else None"),
     ),
     *changes(
         "judge/pool.py", "test_judge_pool.py",
-        ("if self.lost >= self.max_lost or tries == 3: raise", "if self.lost >= self.max_lost: raise"),
-        ("if self.lost >= self.max_lost or tries == 3: raise", "if tries == 3: raise"),
+        ("if tries == 3 and not self.give_up: raise e", "pass"),
+        ("if self.lost >= self.max_lost:", "if False:"),
         ("return self.todo.put((item, tries + 1))", "return None"),
         ("if self.closed: return", ""),
-        ("self.left - 1, 0", "self.left - 1, self.lost"),
+        ("else: self.lost = 0", "else: pass"),
         ("if self.failed: raise self.failed\n            with", "with"),
     ),
 ]
@@ -267,11 +265,11 @@ TRAINING = [
     *changes(
         "models/checkpoints.py", "test_writing.py",
         ('map_location="cpu", weights_only=True)', 'map_location="cpu", weights_only=False)'),
-        ("return model.float().to(device).eval()", "return model.float().to(device)"),
-        ("return model.float().to(device).eval()", "return model.to(device).eval()"),
+        ("return model.to(device).eval()", "return model.to(device)"),
+        ("if digest is not None and digest != _digest(state, config):", "if False:"),
         ("model.load_state_dict(state)", "model.load_state_dict(state, strict=False)"),
         (".to(dtype or v.dtype)", ".to(v.dtype)"),
-        ("    if unknown:\n", "    if False:\n"),
+        ("if unknown := sorted(set(config) - set(known)):", "if False:"),
     ),
     *changes(
         "run/train.py", "test_training.py::test_the_watched_pairs_are_computed_twice"
@@ -315,7 +313,4 @@ TRAINING = [
 
 MUTANTS = [*DATA, *STATISTICS, *TRAINING]
 
-KNOWN: dict[tuple[str, str, str], str] = {  # (file, old, new) of a change that may survive: the reason
-    ("models/checkpoints.py", "return model.float().to(device).eval()", "return model.to(device).eval()"):
-        "changes nothing: a new GPT is float32, and loading copies into its weights",
-}
+KNOWN: dict[tuple[str, str, str], str] = {} # (file, old, new) of a change that may survive: the reason
