@@ -114,7 +114,8 @@ def test_the_inspector_of_samples_in_any_order_is_that_of_their_list(mined):
     there, here = PairInspector(mined/"samples.jsonl"), PairInspector(rows)
     assert there.pairs == here.pairs == make_pairs(rows, 0, 0)[0]
     assert there.total == here.total == 2000 > len(there.pairs) and there.unit == "prompts"
-    with pytest.raises(UserError, match="row 8001: the field 'prompt_id' is missing"): PairInspector([*rows, {"prompt": "?"}])
+    with pytest.raises(UserError, match="row 8001: the field 'prompt_id' is missing"):
+        PairInspector([*rows, {"prompt": "?"}])
     bad = mined.parent/"mixed.jsonl"
     write_jsonl(bad, [*rows[:3], {"prompt": "?"}])
     with pytest.raises(UserError, match="mixed.jsonl:4: the field 'prompt_id' is missing"): PairInspector(bad)
