@@ -105,8 +105,8 @@ def test_filters_are_a_view_over_the_samples(whole):
     assert all(p["temp_chosen"] != .7 and p["temp_rejected"] != .7 for p in pairs) and counts["prompts"] == N
 
 def test_the_filters_are_those_of_the_configuration_and_what_has_no_score_is_counted(tmp_path):
-    asked = [*prompts("mine")[:16], "Write a poem."] # no MiniWiki question
-    write_jsonl(tmp_path/"p.jsonl", [{"prompt": p} for p in asked])
+    asked = read_jsonl(DATA/"prompts_mine.jsonl")[:16]
+    write_jsonl(tmp_path/"p.jsonl", [*asked, {"prompt": "Write a poem."}]) # no MiniWiki question
     found = mine(POLICY, TeacherConfig(), config(prompts=str(tmp_path/"p.jsonl"), gap=1, best=3), tmp_path/"run")
     samples, pairs = (read_jsonl(tmp_path/"run"/name) for name in ("samples.jsonl", "pairs.jsonl"))
     assert pairs == make_pairs(samples, 1, 3)[0] != make_pairs(samples)[0]
