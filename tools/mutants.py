@@ -76,12 +76,14 @@ DATA = [
         ("data = _object_in(path) | sections", "data = sections"),
     ),
     *changes(
-        "run/mine.py", "test_mining.py::test_files_are_complete_and_agree"
-        " test_mining.py::test_a_unit_cut_in_the_middle_is_sampled_again",
-        ("if len(places) == size(unit)}", "}"),
-        ('if (r["prompt_id"], r["k"]) not in scored)', "if True)"),
+        "run/mine.py", "test_mining.py::test_files_are_complete_and_agree",
         ("rows = [row for i, group in enumerate(next(groups), unit * UNIT)",
          "rows = [row for i, group in enumerate(next(groups), 0)"),
+    ),
+    *changes(
+        "run/mine.py", "test_mining.py::test_a_unit_cut_in_the_middle_is_sampled_again",
+        ("if len(places) == size(unit)}", "}"),
+        ('if (r["prompt_id"], r["k"]) not in scored)', "if True)"),
         ('places = sorted((s["prompt_id"], s["k"], begin)', 'places = list((s["prompt_id"], s["k"], begin)'),
     ),
     *changes(
