@@ -195,6 +195,7 @@ def test_what_is_judged_is_never_judged_again(world, judged, tmp_path):
     s = evaluate(POLICY, TeacherConfig(), world, run)
     assert by_id(run)[3]["a"] == "kept as it is" and s["n"] == N and s["unparsed"] == 0
     assert by_id(run)[5] == by_id(judged[0])[5]
+    assert [r["prompt_id"] for r in read_jsonl(run/"verdicts.jsonl")] == list(range(N)), "5 was judged last"
 
 
 def test_a_finished_folder_is_left_as_it_is(world, judged, tmp_path):

@@ -85,6 +85,8 @@ def test_a_unit_cut_in_the_middle_is_sampled_again(whole, tmp_path):
     run.mkdir()
     (run/"config.yaml").write_text((whole/"config.yaml").read_text())
     (run/"responses.jsonl").write_bytes((whole/"responses.jsonl").read_bytes()[:-3000])
+    judged = (whole/"samples.jsonl").read_bytes().splitlines(keepends=True)
+    (run/"samples.jsonl").write_bytes(b"".join(judged[500:900] + judged[:100])) # these are not judged again
     mine(POLICY, TeacherConfig(), config(), run)
     assert files(run) == files(whole)
 
@@ -101,6 +103,20 @@ def test_filters_are_a_view_over_the_samples(whole):
     unscored = [s | {"score": None} if s["k"] == 0 else s for s in samples]
     pairs, counts = make_pairs(unscored)
     assert all(p["temp_chosen"] != .7 and p["temp_rejected"] != .7 for p in pairs) and counts["prompts"] == N
+
+def test_the_filters_are_those_of_the_configuration_and_what_has_no_score_is_counted(tmp_path):
+    asked = read_jsonl(DATA/"prompts_mine.jsonl")[:16]
+    write_jsonl(tmp_path/"p.jsonl", [*asked, {"prompt": "Write a poem."}]) # no MiniWiki question
+    found = mine(POLICY, TeacherConfig(), config(prompts=str(tmp_path/"p.jsonl"), gap=1, best=3), tmp_path/"run")
+    samples, pairs = (read_jsonl(tmp_path/"run"/name) for name in ("samples.jsonl", "pairs.jsonl"))
+    assert pairs == make_pairs(samples, 1, 3)[0] != make_pairs(samples)[0]
+    assert found["unparsable"] == sum(s["score"] is None for s in samples) >= 4 and found["pairs"] == len(pairs)
+
+def test_a_prompt_that_leaves_no_room_is_refused_before_the_first_is_asked(tmp_path):
+    write_jsonl(tmp_path/"p.jsonl", [{"prompt": "Who are you?"}, {"prompt": "word " * 300}])
+    with pytest.raises(UserError, match="prompt 2 is too long to leave room for mine.max_new 48"):
+        mine(POLICY, TeacherConfig(), config(prompts=str(tmp_path/"p.jsonl")), tmp_path/"run")
+    assert not (tmp_path/"run"/"responses.jsonl").exists()
 
 def test_prompts_the_teacher_cannot_place_give_no_pairs(tmp_path):
     write_jsonl(tmp_path/"p.jsonl", [{"prompt": "Who are you?"}, {"prompt": "Write a poem."}])

@@ -195,6 +195,18 @@ def test_a_wild_loss_does_not_glide(tmp_path):
     "Its standard error is so large that the mean alone would excuse it"
     loss = next(s for s in signs(load_run(sick(tmp_path/"wild", change=WILD))) if "glides" in s.name)
     assert loss.holds is False and "single steps 0.20 to 9.00" in loss.found
+    one_step = sick(tmp_path/"one step", change=put(-1, loss=60.)) # the mean 3, less two errors below 0
+    assert "the loss glides down, and not to 0" in failing(one_step)
+
+
+def test_a_margin_that_comes_up_from_below_0_and_stays_there_does_not_grow(tmp_path):
+    run = sick(tmp_path/"below", change=each(lambda r: {MARGIN: r["step"] / 240 - 1}, begin=1))
+    assert "the margin grows from 0" in failing(run)
+
+
+def failing(run):
+    "The names of the signs that do not hold"
+    return [s.name for s in signs(load_run(run)) if s.holds is False]
 
 
 def ends_at(loss, accuracy):
@@ -267,6 +279,8 @@ def test_the_doctor_says_when_it_is_too_early_or_nothing_is_there(tmp_path):
     with pytest.raises(UserError, match="no metrics.jsonl yet"): doctor(make_run(tmp_path/"mined", ("mine",)))
     write_jsonl(path/"metrics.jsonl", [{"step": 1, "loss": .69}])
     with pytest.raises(UserError, match="'reward/margin' is missing or not a number"): doctor(path)
+    endless = sick(tmp_path/"endless", change=put(7, grad_norm=math.inf))
+    with pytest.raises(UserError, match="'grad_norm' is missing or not a number"): doctor(endless)
     # nothing moved: no proof
     still = sick(tmp_path/"still", change=scale(**{MARGIN: 0.}), watched=watching(BY_TOKEN, 0.))
     assert doctor(still)[0].count("ok     the reference stands still") == 1

@@ -25,14 +25,14 @@ DATA = [
         ("begin, here = begin + len(data), begin", "begin, here = begin + len(data) - 1, begin"),
         ("finally:\n        if was_on: gc.enable()", "finally:\n        pass"),
         ("places = sorted((key(row), begin)", "places = list((key(row), begin)"),
-        ('if "\\\\ud" in text.lower() and not', 'if "\\\\ud" in text and not'),
+        ('("\\\\ud" in text or "\\\\uD" in text)', '"\\\\ud" in text'),
         ("if fault := _fault(row, fields, check): raise", "if fault := _fault(row, fields, None): raise"),
     ),
     *changes(
         "core/data.py", "test_pair_data.py",
         ("ids if text == pair[side] else None", "ids"),
         ("return ids + [end_id(self.tok)] * finished", "return ids + [end_id(self.tok)]"),
-        ('pair.get(f"{side}_finished", True)', 'pair.get(f"{side}_finished", False)'),
+        ('finished = pair.get(f"{side}_finished", True)', 'finished = pair.get(f"{side}_finished", False)'),
         ("[0] * len(prompt) + [1] * len(response)", "[1] * len(prompt) + [1] * len(response)"),
         ("(prompt + response)[:self.block_size]", "(prompt + response)[-self.block_size:]"),
         ("if len(prompt) < self.block_size: return None", "if len(prompt) <= self.block_size: return None"),
@@ -67,29 +67,39 @@ DATA = [
     ),
     *changes(
         "run/folder.py", "test_writing.py",
-        ("tmp.write_bytes(data.encode() if isinstance(data, str) else data)",
-         "tmp = path\n        tmp.write_bytes(data.encode() if isinstance(data, str) else data)\n        return"),
+        ("_write_file(tmp, data)\n            os.replace(tmp, path)", "_write_file(path, data)"),
         ("finally: tmp.unlink(missing_ok=True)", "finally: pass"),
-        ("self.f.flush()", "pass"),
-        ('self.f.truncate(self.f.read().rfind(b"\\n") + 1)', "self.f.read()"),
-        ('rfind(b"\\n") + 1)', 'rfind(b"\\n"))'),
-        ('self.f.write("".join(json.dumps(r, ensure_ascii=False)', 'self.f.write("".join(json.dumps(r)'),
-        ("data |= sections", "data = sections"),
+        ("while rest: rest = rest[os.write(fd, rest):]", "os.write(fd, rest)"),
+        ("if end < os.fstat(self.fd).st_size: os.ftruncate(self.fd, end)", "pass"),
+        ("return start + newline + 1", "return start + newline"),
+        ("json.dumps(r, ensure_ascii=False)", "json.dumps(r)"),
+        ("data = _object_in(path) | sections", "data = sections"),
     ),
     *changes(
-        "run/mine.py", "test_mining.py::test_files_are_complete_and_agree"
-        " test_mining.py::test_a_unit_cut_in_the_middle_is_sampled_again test_load.py",
-        ("if len(places) == size(unit)}", "}"),
-        ('if (r["prompt_id"], r["k"]) not in scored)', "if True)"),
+        "run/mine.py", "test_mining.py::test_files_are_complete_and_agree",
         ("rows = [row for i, group in enumerate(next(groups), unit * UNIT)",
          "rows = [row for i, group in enumerate(next(groups), 0)"),
+    ),
+    *changes(
+        "run/mine.py", "test_mining.py::test_a_unit_cut_in_the_middle_is_sampled_again",
+        ("if len(places) == size(unit)}", "}"),
+        ('if (r["prompt_id"], r["k"]) not in scored)', "if True)"),
         ('places = sorted((s["prompt_id"], s["k"], begin)', 'places = list((s["prompt_id"], s["k"], begin)'),
+    ),
+    *changes(
+        "run/mine.py",
+        "test_mining.py::test_the_filters_are_those_of_the_configuration_and_what_has_no_score_is_counted"
+        " test_mining.py::test_a_prompt_that_leaves_no_room_is_refused_before_the_first_is_asked"
+        " test_mining.py::test_prompts_the_teacher_cannot_place_give_no_pairs",
         ("found, counted = make_pairs(rows, gap, best)", "found, counted = make_pairs(rows)"),
-        ("counts.update(counted |", "counts.update({} |"),
-        ('"unparsable": sum(s["score"] is None for s in rows)', '"unparsable": 0'),
+        ("counts.update(counted)", "pass"),
+        ('"unparsable": len(missing)', '"unparsable": 0'),
         ("if not pairs and not shard: _complain", "if False: _complain"),
-        ("cfg.seed, cfg.batch, **options", "0, cfg.batch, **options"),
         ("if len(ids) <= room: continue", "if True: continue"),
+    ),
+    *changes(
+        "run/mine.py", "test_mining.py::test_another_seed_is_another_run",
+        ("cfg.seed, cfg.batch, **options", "0, cfg.batch, **options"),
     ),
     *changes(
         "show/vote.py", "test_widgets.py::test_votes"
@@ -102,14 +112,13 @@ DATA = [
         "show/inspector.py", "test_load.py test_widgets.py::test_inspector_reads_pairs_and_samples_alike",
         ("return pairs, prompts", "return pairs, len(pairs)"),
         ("make_pairs(list(rows), 0, 0)[0]", "make_pairs(list(rows))[0]"),
-        ('read_in_order(source, itemgetter("prompt_id"), _no_sample)',
-         "(row for *_, row in each_line(source, check=_no_sample))"),
+        ("read_in_order(source, by_prompt, check)", "(row for *_, row in each_line(source, check=check))"),
     ),
     *changes(
         "show/report.py", "test_load.py test_report.py::test_hostile_text_stays_text",
         ("unread, counts = seen.pop(None, 0), Counter()", "unread, counts = seen.pop(None, 0) and 0, Counter()"),
         ("counts[round(score)] += n", "counts[round(score)] += 1"),
-        ("\\U000e0000-\\U000e007f]", "]"),
+        ("\\U000e0000-\\U000e0fff]", "]"),
     ),
 ]
 
@@ -134,7 +143,8 @@ STATISTICS = [
     *changes(
         "run/evaluate.py", "test_evaluate.py::test_summarize_counts_and_leaves_out_what_could_not_be_read"
         " test_evaluate.py::test_the_truth_is_reported_beside_the_judge"
-        " test_evaluate.py::test_a_tie_with_the_truth_is_no_agreement",
+        " test_evaluate.py::test_a_tie_with_the_truth_is_no_agreement"
+        " test_evaluate.py::test_what_is_detectable_and_how_the_lengths_differ_depend_on_the_decided",
         ('(row["truth_a"] > row["truth_b"]) - (row["truth_a"] < row["truth_b"])',
          '(row["truth_a"] > row["truth_b"]) - (row["truth_a"] <= row["truth_b"])'),
         ('if s and r["result"] != "tie"]', "if s]"),
@@ -147,30 +157,41 @@ STATISTICS = [
         ('len(r["a"]) - len(r["b"])', 'len(r["b"]) - len(r["a"])'),
     ),
     *changes(
-        "run/evaluate.py", "test_evaluate.py::test_a_model_against_itself_has_two_random_streams"
-        " test_evaluate.py::test_a_restart_repeats_nothing_and_changes_nothing",
+        "run/evaluate.py", "test_evaluate.py::test_the_temperature_is_that_of_the_configuration"
+        " test_evaluate.py::test_a_model_against_itself_has_two_random_streams"
+        " test_evaluate.py::test_an_oracle_judge_is_obeyed"
+        " test_evaluate.py::test_a_restart_repeats_nothing_and_changes_nothing"
+        " test_evaluate.py::test_what_is_judged_is_never_judged_again",
         ("2*cfg.seed + i, unit)", "2*cfg.seed, unit)"),
         ("2*cfg.seed + i, unit)", "cfg.seed + i, unit)"),
         ("cfg.temperature, cfg.max_new, cfg.top_k\n", ".7, cfg.max_new, cfg.top_k\n"),
         ("ask_verdict(client, judge_model, prompt, b, a, probe)",
          "ask_verdict(client, judge_model, prompt, a, b, probe)"),
         ('if r["prompt_id"] not in done])', "])"),
-        ('sorted(read_jsonl(path), key=lambda r: r["prompt_id"])', "read_jsonl(path)"),
+        ('sorted(read_records(path, Verdict), key=lambda r: r["prompt_id"])', "read_records(path, Verdict)"),
     ),
     *changes(
-        "run/sweep.py", "test_sweep.py",
-        ('_POINTS = {"a": 1, "b": -1}', '_POINTS = {"a": 1, "b": 1}'),
-        ("(d.std() / len(d) ** .5).item()}", "d.std().item()}"),
+        "run/sweep.py", "test_sweep.py::test_a_prediction_is_right_wrong_or_open"
+        " test_sweep.py::test_a_prediction_answers_all_questions_and_comes_first"
+        " test_sweep.py::test_the_gap_of_two_win_rates_counts_decided_questions"
+        " test_sweep.py::test_the_gap_of_two_distances_is_paired",
         ("decided = (drawn != 0).sum(1)", "decided = (drawn == drawn).sum(1)"),
         ("[.025, .975])", "[.05, .95])"),
         ("bootstrap(np.asarray(a) - np.asarray(b))", "bootstrap(np.asarray(a) + np.asarray(b))"),
         ('near = min(rows, key=lambda r: r["kl"])', 'near = max(rows, key=lambda r: r["kl"])'),
         ('top = max(rows, key=lambda r: r["margin"])', 'top = min(rows, key=lambda r: r["margin"])'),
         ("if predicted == found and not rivals", "if predicted == found"),
+        ("if set(answers) != set(QUESTIONS):", "if False:"),
+    ),
+    *changes(
+        "run/sweep.py", "test_sweep.py::test_a_run_for_each_beta_alike_in_all_else"
+        " test_sweep.py::test_the_distance_is_the_mean_of_the_log_ratios_and_its_error"
+        " test_sweep.py::test_a_sweep_that_is_done_is_kept",
+        ('_POINTS = {"a": 1, "b": -1}', '_POINTS = {"a": 1, "b": 1}'),
+        ("(d.std() / len(d) ** .5).item()}", "d.std().item()}"),
         ('if (out/"sweep.json").exists(): raise', "if False: raise"),
         ("[:cfg.n_pairs])", ")"),
         ("beta=beta, pairs=str(pairs)", "pairs=str(pairs)"),
-        ("if set(answers) != set(QUESTIONS):", "if False:"),
     ),
     *changes(
         "judge/prompts.py", "test_judge_prompts.py",
@@ -178,18 +199,18 @@ STATISTICS = [
         ("_VERDICT.fullmatch(", "_VERDICT.search("),
         ('r"(10|[1-9])', 'r"([1-9]|10|0)'),
         ("(?: ?/ ?10| out of 10)?", "(?: ?/ ?10+| out of 10)?"),
-        ("text = text[:limit]", ""),
+        ('">]", 64)[:limit]', '">]", 64)'),
         ("max(3, 1 + max(map(len", "max(3, max(map(len"),
-        ("while (clean := _CONTROL.sub", "if (clean := _CONTROL.sub"),
+        ('strip_tokens(text, _CONTROL, ">]", 64)', '_CONTROL.sub("", text)'),
         ('return m[1].upper() if m else None', "return m[1] if m else None"),
     ),
     *changes(
-        "judge/pool.py", "test_judge_pool.py",
-        ("if self.lost >= self.max_lost or tries == 3: raise", "if self.lost >= self.max_lost: raise"),
-        ("if self.lost >= self.max_lost or tries == 3: raise", "if tries == 3: raise"),
-        ("return self.todo.put((item, tries + 1))", "return None"),
+        "judge/pool.py", "test_judge_pool.py::test_pool_submit_tells_the_sampler test_judge_pool.py",
+        ("if tries == 3 and not self.give_up: raise e", "pass"),
+        ("if self.lost >= self.max_lost:", "if False:"),
+        ("if tries < 3: return self.todo.put((item, tries + 1))", "pass"),
         ("if self.closed: return", ""),
-        ("self.left - 1, 0", "self.left - 1, self.lost"),
+        ("else: self.lost = 0", "else: pass"),
         ("if self.failed: raise self.failed\n            with", "with"),
     ),
 ]
@@ -221,13 +242,14 @@ TRAINING = [
     ),
     *changes(
         "core/train.py", "test_training.py::test_schedule_warms_up_and_ends_at_zero"
+        " test_training.py::test_every_step_has_its_learning_rate_and_no_dropout"
+        " test_training.py::test_a_step_of_the_plain_engine_is_adamw_with_a_clipped_gradient"
+        " test_training.py::test_a_forward_holds_the_batch_size_and_pairs_of_like_length"
+        " test_training.py::test_a_run_that_explodes_says_so"
+        " test_training.py::test_reference_does_not_move_and_policy_does"
         " test_training.py::test_every_pair_is_seen_once_an_epoch_also_in_the_last_partial_window"
         " test_training.py::test_order_depends_on_the_seed_and_on_nothing_else"
-        " test_training.py::test_accumulation_gives_the_gradient_of_one_batch_also_when_ragged"
-        " test_training.py::test_first_loss_is_ln_2_and_margins_are_zero"
-        " test_training.py::test_reference_does_not_move_and_policy_does"
-        " test_training.py::test_a_run_that_explodes_says_so"
-        " test_training.py::test_a_step_of_the_plain_engine_is_adamw_with_a_clipped_gradient",
+        " test_training.py::test_accumulation_gives_the_gradient_of_one_batch_also_when_ragged",
         ("ref = copy.deepcopy(model).eval()", "ref = model.eval()"),
         ("return (step + 1) / (warmup_steps + 1)", "return step / (warmup_steps + 1)"),
         (".5 * (1 + math.cos(math.pi * done))", "(1 - done)**.1"),
@@ -265,21 +287,24 @@ TRAINING = [
         ("optim_state_dict=state.pop(\"optimizer\")", "optim_state_dict=(state.pop(\"optimizer\"), {})[1]"),
     ),
     *changes(
-        "models/checkpoints.py", "test_writing.py",
+        "models/checkpoints.py", "test_writing.py::test_a_checkpoint_comes_back_as_it_was_in_both_formats"
+        " test_writing.py::test_weights_that_do_not_fit_and_configs_of_others_are_refused"
+        " test_writing.py::test_a_state_a_checkpoint_and_a_cache_run_nobody_s_code"
+        " test_checkpoint_faults.py::test_changed_bytes_are_noticed",
         ('map_location="cpu", weights_only=True)', 'map_location="cpu", weights_only=False)'),
-        ("return model.float().to(device).eval()", "return model.float().to(device)"),
-        ("return model.float().to(device).eval()", "return model.to(device).eval()"),
-        ("model.load_state_dict(state)", "model.load_state_dict(state, strict=False)"),
+        ("return model.to(device).eval()", "return model.to(device)"),
+        ("if digest is not None and digest != _digest(state, config):", "if False:"),
+        ("load_state_dict(state, assign=True)", "load_state_dict(state, assign=True, strict=False)"),
         (".to(dtype or v.dtype)", ".to(v.dtype)"),
-        ("    if unknown:\n", "    if False:\n"),
+        ("if unknown := sorted(set(config) - set(known)):", "if False:"),
     ),
     *changes(
-        "run/train.py", "test_training.py::test_the_watched_pairs_are_computed_twice"
-        " test_training.py::test_held_out_pairs_are_measured_and_not_trained_on"
-        " test_training.py::test_what_is_held_out_is_measured_at_every_twelfth_of_a_run_and_at_its_end"
+        "run/train.py", "test_training.py::test_a_summary_is_the_mean_of_the_end"
         " test_training.py::test_nothing_is_held_out_where_nobody_can_measure_it"
         " test_training.py::test_a_watcher_that_goes_on_writes_no_step_twice"
-        " test_training.py::test_a_summary_is_the_mean_of_the_end",
+        " test_training.py::test_the_watched_pairs_are_computed_twice"
+        " test_training.py::test_held_out_pairs_are_measured_and_not_trained_on"
+        " test_training.py::test_what_is_held_out_is_measured_at_every_twelfth_of_a_run_and_at_its_end",
         ("or step == self.steps", ""),
         ("step % max(1, self.steps // 12) == 0", "step % max(1, self.steps // 6) == 0"),
         ("return log_ratios[:, 0] - log_ratios[:, 1]", "return log_ratios[:, 1] - log_ratios[:, 0]"),
@@ -293,14 +318,18 @@ TRAINING = [
         ('"loss_first": history[0]["loss"]', '"loss_first": history[-1]["loss"]'),
     ),
     *changes(
-        "show/doctor.py", "test_runs.py",
+        "show/doctor.py", "test_runs.py::test_the_doctor_says_when_it_is_too_early_or_nothing_is_there"
+        " test_runs.py::test_the_doctor_finds_health test_runs.py::test_the_doctor_names_the_illness",
         ("fifth = max(1, len(metrics[\"loss\"])//5)", "fifth = len(metrics[\"loss\"])"),
         ("if steps < max(5, warm_up + 1):", "if steps < 5:"),
         ("math.isfinite(x) for x in values", "True for x in values"),
         ("if s.holds is False), \"\")", "if not s.holds), \"\")"),
     ),
     *changes(
-        "show/signs.py", "test_runs.py",
+        "show/signs.py", "test_runs.py::test_a_wild_loss_does_not_glide"
+        " test_runs.py::test_a_margin_that_comes_up_from_below_0_and_stays_there_does_not_grow"
+        " test_runs.py::test_the_doctor_names_the_illness"
+        " test_runs.py::test_the_doctor_says_when_it_is_too_early_or_nothing_is_there",
         ("and margin == 0,", "and True,"),
         ("abs(loss - e.equal_loss) < 1e-5", "abs(loss - e.equal_loss) < 1e-3"),
         ("MEAN_NOT_SUM if is_mean else OTHER_TOKENS", "OTHER_TOKENS"),
@@ -315,7 +344,4 @@ TRAINING = [
 
 MUTANTS = [*DATA, *STATISTICS, *TRAINING]
 
-KNOWN: dict[tuple[str, str, str], str] = {  # (file, old, new) of a change that may survive: the reason
-    ("models/checkpoints.py", "return model.float().to(device).eval()", "return model.to(device).eval()"):
-        "changes nothing: a new GPT is float32, and loading copies into its weights",
-}
+KNOWN: dict[tuple[str, str, str], str] = {} # (file, old, new) of a change that may survive: the reason
