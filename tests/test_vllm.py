@@ -298,7 +298,10 @@ def serve_words(vllm, **settings):
     for name, value in (ours | settings).items(): words += ["--" + name.replace("_", "-"), value]
     return [*words, f"--flags={FLAGS}"]
 
-def children(pid): return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def vllm_of(pid):
+    "The child that leads vLLM's processes, None before it has any; the other child watches over them"
+    found = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return next((p for p in found if len(group(p)) >= 2), None)
 
 def test_the_verb_serves_with_a_key_until_told_to_end(vllm):
     server = command(*serve_words(vllm), WIKIDPO_TEACHER_KEY=KEY)
@@ -306,8 +309,8 @@ def test_the_verb_serves_with_a_key_until_told_to_end(vllm):
         lines = [server.stdout.readline(), server.stdout.readline()]
         url = re.search(r"vLLM listens at (\S+) under the name", lines[0])[1]
         assert "can be constrained" in lines[1]
-        child, = children(server.pid)
-        assert len(group(child)) >= 2 # the API server and its engine
+        child = vllm_of(server.pid)
+        assert child # the API server, with its engine
         with make_client(url, KEY) as good, make_client(url, "wrong") as bad:
             assert check_teacher(good, vllm.cfg.serve_model).constrained
             with pytest.raises(UserError, match="refuses the key"): check_teacher(bad, vllm.cfg.serve_model)
@@ -321,10 +324,9 @@ def test_the_verb_serves_with_a_key_until_told_to_end(vllm):
 
 def test_ctrl_c_while_it_starts_leaves_nothing(vllm):
     server = command(*serve_words(vllm))
-    def forked(): return (found := children(server.pid)) and len(group(found[0])) >= 2
     try:
-        assert until(forked, 60) # the engine is there
-        child = children(server.pid)[0]
+        assert until(lambda: vllm_of(server.pid), 60) # the engine is there
+        child = vllm_of(server.pid)
         server.send_signal(signal.SIGINT)
         out, err = server.communicate(timeout=30)
     finally: server.kill()

@@ -41,7 +41,9 @@ def counted(lines: list[str]) -> dict:
     "What the tests said, added up: '12 kills' or {'read': 3, 'refused': 4}."
     found = {}
     for line in lines:
-        pairs = re.findall(r"'(\w+)': (\d+)", line) or [(name, n) for n, name in re.findall(r"(\d+) ([a-z]+)", line)]
+        pairs = re.findall(r"'(\w+)': (\d+)", line)
+        if re.fullmatch(r"\d+ [a-z ]+(, \d+ [a-z ]+)*", line):
+            pairs = [(name, n) for n, name in re.findall(r"(\d+) ([a-z]+)", line)]
         for name, n in pairs:
             found[name] = found.get(name, 0) + int(n)
     return found
