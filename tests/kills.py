@@ -41,7 +41,8 @@ class Watch:
                 self.seen.append(name)
                 here = len(self.seen) - 1 == self.stop_at
             if here and self.phase == "before": self.stop()
-            if here and self.phase == "middle": args = args[0], args[1][:len(args[1]) // 2]
+            half = self.phase == "middle" and name == "write"         # of a second start, another change may be here
+            if here and half: args = args[0], args[1][:len(args[1]) // 2]
             found = call(*args, **kw)
             if here and self.phase != "before": self.stop()
             return found
