@@ -51,7 +51,7 @@ test: install ## run every test: style, export, notebooks, README, pytest (ARGS=
 test-slow: install ## run the tests that take longer
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
-reliability: install ## run the long tests of faults and write down what they counted (half an hour; ARGS="files": some)
+reliability: install ## run the long tests of faults and write down what they counted (ten minutes on one core; ARGS="files": some)
 	@$(BIN)/python tools/reliability.py $(ARGS)
 
 mutations: install ## make small wrong changes to the package and see whether tests notice (ARGS="core/pairs.py": some)
@@ -65,7 +65,7 @@ world: install ## rebuild MiniWiki as it ships: model, pairs, margins (about eig
 
 pictures: ## take the pictures of the widgets for the README again, in the lessons: runs these in a real JupyterLab
 	@$(MAKE) -s test-browser ARGS="-k 'lesson and (02 or 05 or 06 or 07 or 08)'"
-	@cd runs/browser; for p in 02_0:beta 05_0:inspector 06_0:tokens 07_0:player 08_0:vote; do cp lesson_$${p%:*}.png ../../images/widget_$${p#*:}.png; done
+	@cd runs/browser; for p in 02_the_loss_and_the_leash_beta_slider:beta 05_pair_inspector:inspector 06_token_view:tokens 07_run_player:player 08_blind_vote:vote; do cp lesson_$${p%:*}_0.png ../../images/widget_$${p#*:}.png; done
 
 test-smollm2: install ## run the tests on a real model, SmolLM2 from PyPI: the short form of the lesson, and lesson 11 (about 4 minutes)
 	@$(BIN)/python -m pytest -m "smollm2 and not vllm" $(ARGS)

@@ -4,6 +4,7 @@ Skipped only where there is no Chromium. SCREENSHOTS (default runs/browser) is w
 changing a widget. timings.json there says how long actions took.
 """
 import json, math, os, re, shutil, socket, subprocess, sys, time, urllib.request
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -626,10 +627,13 @@ def test_lesson_runs_in_the_browser(lab, lesson):
         start = time.monotonic()
         run_all(page)
         note(f"lesson {Path(lesson).stem}", 1000 * (time.monotonic() - start))
-        for i, w in enumerate(page.locator(".wikidpo").all()):
+        seen = Counter()
+        for w in page.locator(".wikidpo").all():
             w.scroll_into_view_if_needed()
             if (step := w.get_by_label("step", exact=True)).count(): step.fill("9")
-            w.screenshot(path=SHOTS/f"lesson_{Path(lesson).stem[:2]}_{i}.png")
+            label = re.sub(r"\W+", "_", w.get_attribute("aria-label").lower())
+            w.screenshot(path=SHOTS/f"lesson_{Path(lesson).stem[:2]}_{label}_{seen[label]}.png")
+            seen[label] += 1
 
 
 def run_cell(page, cell_id):

@@ -2,7 +2,7 @@
 
     reliability.py NAME ...      NAME: see TOPICS; none: all
 
-Half an hour on one core. What one name finds replaces what stood there for it.
+Ten minutes on one core. What one name finds replaces what stood there for it.
 """
 import argparse
 import json
