@@ -631,7 +631,7 @@ def test_lesson_runs_in_the_browser(lab, lesson):
         for w in page.locator(".wikidpo").all():
             w.scroll_into_view_if_needed()
             if (step := w.get_by_label("step", exact=True)).count(): step.fill("9")
-            label = re.sub(r"\W+", "_", w.get_attribute("aria-label").lower())
+            label = re.sub(r"\W+", "_", (w.get_attribute("aria-label") or "form").lower()) # of ipywidgets alone: none
             w.screenshot(path=SHOTS/f"lesson_{Path(lesson).stem[:2]}_{label}_{seen[label]}.png")
             seen[label] += 1
 
