@@ -101,7 +101,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'wikidpo.core.data.collate': ('core/data.html#collate', 'wikidpo/core/data.py'),
                                    'wikidpo.core.data.odd_field': ('core/data.html#odd_field', 'wikidpo/core/data.py'),
                                    'wikidpo.core.data.pad_right': ('core/data.html#pad_right', 'wikidpo/core/data.py'),
-                                   'wikidpo.core.data.same_text': ('core/data.html#same_text', 'wikidpo/core/data.py')},
+                                   'wikidpo.core.data.unusable': ('core/data.html#unusable', 'wikidpo/core/data.py')},
             'wikidpo.core.files': { 'wikidpo.core.files.UserError': ('core/files.html#usererror', 'wikidpo/core/files.py'),
                                     'wikidpo.core.files.UserError.__init__': ( 'core/files.html#usererror.__init__',
                                                                                'wikidpo/core/files.py'),
