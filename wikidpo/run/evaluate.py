@@ -20,10 +20,10 @@ from ..core.stats import bootstrap, detectable, tally, wilson
 from ..engine.accelerate import ready_to_sample
 from ..engine.ragged import sample_unit
 from ..judge.client import ask_verdict, check_teacher, Probe
-from ..judge.pool import JudgePool
+from ..judge.pool import JudgePool, tell_missing
 from ..models.policy import open_policy
 from .folder import content_of, JsonlWriter, policy_files, QUIET, update_json, write_jsonl, writing
-from .mine import check_room, read_prompts, tell_missing
+from .mine import check_room, read_prompts
 from .profiles import claim, finished
 from .records import read_records, Verdict
 from ..world.facts import find_fact
