@@ -211,7 +211,8 @@ STATISTICS = [
         ("if tries < 3: return self.todo.put((item, tries + 1))", "pass"),
         ("if self.closed: return", ""),
         ("else: self.lost = 0", "else: pass"),
-        ("if self.failed: raise self.failed\n            with", "with"),
+        ("if self.failed: raise self.failed\n                self.left", "self.left"),
+        ("lambda: self.failed or self.left < self.room", "lambda: True"),
     ),
 ]
 

@@ -23,20 +23,23 @@ class JudgePool:
                  max_lost:int=20, # so many lost calls in a row stop the pool
                  grace:float=5., # seconds that calls in flight have left after an error or Ctrl-C
                  give_up=None, # `TeacherLost` -> result of an item that was lost three times; None: it stops the pool
+                 waiting:int=4096, # items that wait at most, beside those in flight
                 ):
         self.fn, self.done, self.give_up = fn, done, give_up
         self.max_lost, self.grace = max_lost, grace
         self.todo, self.change = queue.SimpleQueue(), threading.Condition()
-        self.left, self.lost = 0, 0
+        self.left, self.lost, self.room = 0, 0, concurrency + waiting
         self.failed, self.ending, self.closed = None, False, False
         self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(concurrency)]
         for t in self.threads: t.start()
 
     def submit(self, items):
-        "Queue items and return at once; raises what stopped the pool"
+        "Queue items, each as soon as there is room; raises what stopped the pool"
         for item in items:
-            if self.failed: raise self.failed
-            with self.change: self.left += 1
+            with self.change:
+                self.change.wait_for(lambda: self.failed or self.left < self.room)
+                if self.failed: raise self.failed
+                self.left += 1
             self.todo.put((item, 1))
 
     def join(self):
