@@ -11,6 +11,7 @@ import random
 import re
 import signal
 from collections import Counter
+from dataclasses import asdict
 from functools import cache, partial
 
 import pytest
@@ -182,7 +183,8 @@ def same_template(path, found):
     chat, prompt = found
     if path.name == "chat.json":
         there = json.loads(path.read_bytes().decode("utf-8-sig"))
-        assert {name: list(v) if isinstance(v, tuple) else v for name, v in vars(chat).items() if name in there} == there
+        assert {name: value for name, value in asdict(chat).items() if name in there} == there | {
+            "specials": tuple(there["specials"])}
     assert render_prompt("Who?", chat) == f"{chat.prefix}Who?{chat.suffix}" and isinstance(prompt, str)
 
 
@@ -241,6 +243,22 @@ READERS |= {
     "report": Reader(RUN, written_report, whole_page, cost=60)}
 
 
+def make_mined(folder):
+    "What a mining says of itself, and the files that it names"
+    (folder/"policy.pt").write_bytes(b"a checkpoint")
+    (folder/"tokenizer.json").write_bytes((DATA/"tokenizer.json").read_bytes())
+    (folder/"chat.json").write_text(json.dumps({"prefix": "<|user|>\n", "suffix": "\n<|end|>\n<|assistant|>\n",
+                                                "end": "<|end|>", "specials": list(SPECIALS), "trim": True}))
+    mined = {"prompts": "prompts.jsonl", "temps": [.7, 1.3], "gap": 2, "best": 6, "seed": 0, "top_k": 50, "max_new": 64,
+             "policy": {"checkpoint": str(folder/"policy.pt"), "tokenizer": str(folder/"tokenizer.json")},
+             "teacher": {"model": "a-judge", "expected": False}}
+    train = {"beta": .1, "lr": 1e-4, "epochs": 1, "seed": 3}
+    (folder/"config.yaml").write_text(json.dumps({"mine": mined, "train": train}))
+    counted = {"prompts": 12, "responses": 48, "tie": 1, "bad": 2, "unscored": 1, "unparsable": 3, "survival": .6}
+    summary = json.loads((folder/"summary.json").read_text())
+    (folder/"summary.json").write_text(json.dumps(summary | {"mine": summary["mine"] | counted}))
+
+
 def make_good(folder):
     "A small run with every file in it"
     make_run(folder)
@@ -255,18 +273,7 @@ def make_good(folder):
     write_jsonl(folder/"prompts.jsonl", [{"prompt": f"Which river runs through {i}?"} for i in range(3)])
     write_jsonl(folder/"votes.jsonl", [{"prompt_id": i, "vote": "tie", "shown_first": "a"} for i in (3, 5, 6)])
     write_jsonl(folder/"instructions.jsonl", [{"passage": "ab12", "kind": "list", "reply": "Name them."}])
-    (folder/"policy.pt").write_bytes(b"a checkpoint")
-    (folder/"tokenizer.json").write_bytes((DATA/"tokenizer.json").read_bytes())
-    (folder/"chat.json").write_text(json.dumps({"prefix": "<|user|>\n", "suffix": "\n<|end|>\n<|assistant|>\n",
-                                                "end": "<|end|>", "specials": list(SPECIALS), "trim": True}))
-    mined = {"prompts": "prompts.jsonl", "temps": [.7, 1.3], "gap": 2, "best": 6, "seed": 0, "top_k": 50, "max_new": 64,
-             "policy": {"checkpoint": str(folder/"policy.pt"), "tokenizer": str(folder/"tokenizer.json")},
-             "teacher": {"model": "a-judge", "expected": False}}
-    train = {"beta": .1, "lr": 1e-4, "epochs": 1, "seed": 3}
-    (folder/"config.yaml").write_text(json.dumps({"mine": mined, "train": train}))
-    counted = {"prompts": 12, "responses": 48, "tie": 1, "bad": 2, "unscored": 1, "unparsable": 3, "survival": .6}
-    summary = json.loads((folder/"summary.json").read_text())
-    (folder/"summary.json").write_text(json.dumps(summary | {"mine": summary["mine"] | counted}))
+    make_mined(folder)
     (folder/"sweep.json").write_text(json.dumps(sweep_rows()))
     (folder/"prediction.json").write_text(json.dumps({"margin": .05, "closest": .5, "wins": .1}))
     stored = {"03-colder": {"question": "?", "answer": "yes", "outcome": "no"}}

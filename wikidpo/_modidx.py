@@ -1175,6 +1175,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'wikidpo.run.train.Watched.logps': ('run/train.html#watched.logps', 'wikidpo/run/train.py'),
                                    'wikidpo.run.train.Watched.margins': ('run/train.html#watched.margins', 'wikidpo/run/train.py'),
                                    'wikidpo.run.train._begin': ('run/train.html#_begin', 'wikidpo/run/train.py'),
+                                   'wikidpo.run.train._forget_wandb': ('run/train.html#_forget_wandb', 'wikidpo/run/train.py'),
                                    'wikidpo.run.train._init_wandb': ('run/train.html#_init_wandb', 'wikidpo/run/train.py'),
                                    'wikidpo.run.train._pairs_file': ('run/train.html#_pairs_file', 'wikidpo/run/train.py'),
                                    'wikidpo.run.train._record': ('run/train.html#_record', 'wikidpo/run/train.py'),

@@ -8,7 +8,7 @@ __all__ = ['WANDB_SECONDS', 'ONE_PROCESS', 'Watched', 'Validation', 'logps_token
 
 # %% ../../nbs/run/train.ipynb #a2253b77
 import sys, time, urllib.error, urllib.request
-from contextlib import contextmanager, ExitStack, nullcontext
+from contextlib import contextmanager, ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from http.client import HTTPException
 from pathlib import Path
@@ -157,6 +157,12 @@ class WandbLog:
         except Exception as e:
             self.run = None
             _say_wandb("is left alone; the metrics are in metrics.jsonl", e)
+            if isinstance(e, ConnectionError): _forget_wandb()
+
+def _forget_wandb():
+    "Its process is gone: it is not looked for again, by the next run or at the end of this process"
+    import wandb
+    with suppress(Exception, SystemExit): wandb.teardown()
 
 # %% ../../nbs/run/train.ipynb #train-logging
 @contextmanager
