@@ -61,8 +61,9 @@ def length_controlled(first, second, # verdicts with a shown first, and second: 
                       n_boot:int=1000, # times that prompts are drawn
                       seed:int=0, # of the draws
                       )->tuple:
-    "(rate, low, high): the win rate of a that is left at equal length, bootstrap over prompts"
+    "(rate, low, high): the win rate of a left at equal length, bootstrap over prompts; (None, 0, 1) if it is unknown"
     n = len(first)
+    if not min(longer) <= 0 <= max(longer): return None, 0., 1. # one side is longer on every prompt
     x, y = _judgements(first, second, longer)
     rate = float(_at_equal_length(_newton(x, y, np.ones((2*n, 1))))[0])
     points = (y[:n] + y[n:])/2 # of each prompt
