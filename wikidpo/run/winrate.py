@@ -102,7 +102,7 @@ def win_rates(first, # verdicts with a shown first: 'A', 'B', 'TIE', or None whe
     rate, *interval = win_rate(list(starmap(tally, zip(one, two))))
     net_low, net_high = (2*end - 1 for end in interval)
     low, high = wilson(win, win + loss)
-    found = counts | _named("win_rate", rate, *interval) | _named("net", 2*rate - 1, net_low, net_high)
+    found = counts | _named("win_rate", rate, *interval) | _named("net", (win - loss)/len(read), net_low, net_high)
     found |= {"decided_win_rate": win/(win + loss) if win + loss else None, "ci_low": low, "ci_high": high,
               "sign_p": sign_test(win, loss)}
     found |= _could_find(win, tie, loss) | _named("first_place", *first_place(one, two))
