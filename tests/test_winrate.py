@@ -95,6 +95,13 @@ def test_where_all_went_one_way_there_is_doubt_left(result, span):
     assert win_rate([result] * 8)[1:] == pytest.approx(span)
 
 
+@pytest.mark.parametrize("result", ["a", "tie", "b"])
+def test_an_interval_holds_its_rate_to_the_last_bit(result):
+    for n in range(1, 60):
+        rate, low, high = win_rate([result] * n)
+        assert 0 <= low <= rate <= high <= 1, n
+
+
 def test_nothing_but_ties_says_less_the_fewer_there_are():
     few, many = win_rate(["tie"] * 5), win_rate(["tie"] * 500)
     assert few[0] == many[0] == .5 and few[1] < .3 < .49 < many[1] < .5 < many[2]

@@ -161,7 +161,8 @@ STATISTICS = [
         ("alike = len(set(scores)) == 1", "alike = False"),
     ),
     *changes(
-        "run/winrate.py", "test_winrate.py test_evaluate.py::test_summarize_counts_and_leaves_out_what_could_not_be_read"
+        "run/winrate.py", "test_winrate.py"
+        " test_evaluate.py::test_summarize_counts_and_leaves_out_what_could_not_be_read"
         " test_evaluate.py::test_what_is_detectable_and_how_the_lengths_differ_depend_on_the_decided",
         ("low, high = wilson(win, win + loss)", "low, high = wilson(win, win + tie + loss)"),
         ("mde = tie/(win + tie + loss), detectable(win + loss)",

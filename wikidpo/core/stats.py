@@ -110,7 +110,7 @@ def if_all_alike(score:float, # 0 to 1, of each of them
                  )->tuple:
     "The interval of a mean where all prompts scored the same"
     share = wilson(n, n)[0] # at least so many prompts score this, the rest anything
-    return score*share, score*share + 1 - share
+    return score*share, score + (1 - score)*(1 - share)
 
 def win_rate(results, # 'a', 'tie' or 'b', one a prompt
              )->tuple:
