@@ -109,7 +109,8 @@ def test_rows_that_are_left_out_are_counted_with_the_place_of_the_first(tmp_path
     taken = read_pairs(write(tmp_path/"t.jsonl", good, same, WRONG[1][0], same, good))
     assert len(taken.rows) == 2 and sorted(taken.left_out.values()) == [1, 2]
     said = told(taken, "pairs")
-    assert "2 pairs in" in said and f"2 left out, from {tmp_path}/t.jsonl:2 on: chosen and rejected are the same" in said
+    first = f"2 left out, from {tmp_path}/t.jsonl:2 on: chosen and rejected are the same"
+    assert "2 pairs in" in said and first in said
     assert f"1 left out, from {tmp_path}/t.jsonl:3 on" in said
 
 
@@ -224,7 +225,8 @@ def test_the_inspector_reads_them_and_exports_rows_of_ours(tmp_path, capsys):
 
 ANSWERS = [
     {"prompt": "Why?", "response": "So."}, {"prompt": "Why?", "completion": "So."},
-    {"question": "Why?", "answer": "So."}, {"instruction": "Why?", "output": "So."}, {"prompt": "Why?", "text": "So.", "k": 0},
+    {"question": "Why?", "answer": "So."}, {"instruction": "Why?", "output": "So."},
+    {"prompt": "Why?", "text": "So.", "k": 0},
     {"messages": [user("Why?"), assistant("So.")]}, {"prompt": [user("Why?")], "completion": [assistant("So.")]},
     {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
     {"prompt": "\n\nHuman: Why?\n\nAssistant:", "response": "So."},
