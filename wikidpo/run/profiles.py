@@ -142,7 +142,7 @@ def _became(old, new)->str:
 
 WRITTEN = {"mine": ("responses.jsonl", "samples.jsonl", "pairs.jsonl"),
            "train": ("state.pt", "metrics.jsonl", "margins.jsonl", "dpo.pt", "wandb"),
-           "judge": ("verdicts.jsonl",),
+           "judge": ("verdicts.jsonl", "controls", "winrate.svg"),
            "compare": ("verdicts.jsonl",),
            "sweep": ("sweep.json",)}
 
