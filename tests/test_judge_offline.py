@@ -39,7 +39,9 @@ def careful():
 
 # --- its errors
 
-@pytest.mark.parametrize("habits", [dict(noise=1000), dict(noise=0, length_bias=-1000), dict(noise=0, length_bias=1000)])
+FAR = dict(noise=1000), dict(noise=0, length_bias=-1000), dict(noise=0, length_bias=1000)
+
+@pytest.mark.parametrize("habits", FAR)
 def test_a_reading_far_from_every_label_has_probabilities_too(habits):
     "Where a normal curve around the reading is 0 at each of the ten labels, the nearest label is certain"
     judge = OfflineTeacher(**habits)
