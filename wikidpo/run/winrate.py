@@ -61,8 +61,9 @@ def length_controlled(first, second, # verdicts with a shown first, and second: 
                       n_boot:int=1000, # times that prompts are drawn
                       seed:int=0, # of the draws
                       )->tuple:
-    "(rate, low, high): the win rate of a that is left at equal length, bootstrap over prompts"
+    "(rate, low, high): the win rate of a left at equal length, bootstrap over prompts; (None, 0, 1) if it is unknown"
     n = len(first)
+    if not min(longer) <= 0 <= max(longer): return None, 0., 1. # one side is longer on every prompt
     x, y = _judgements(first, second, longer)
     rate = float(_at_equal_length(_newton(x, y, np.ones((2*n, 1))))[0])
     points = (y[:n] + y[n:])/2 # of each prompt
@@ -101,7 +102,7 @@ def win_rates(first, # verdicts with a shown first: 'A', 'B', 'TIE', or None whe
     rate, *interval = win_rate(list(starmap(tally, zip(one, two))))
     net_low, net_high = (2*end - 1 for end in interval)
     low, high = wilson(win, win + loss)
-    found = counts | _named("win_rate", rate, *interval) | _named("net", 2*rate - 1, net_low, net_high)
+    found = counts | _named("win_rate", rate, *interval) | _named("net", (win - loss)/len(read), net_low, net_high)
     found |= {"decided_win_rate": win/(win + loss) if win + loss else None, "ci_low": low, "ci_high": high,
               "sign_p": sign_test(win, loss)}
     found |= _could_find(win, tie, loss) | _named("first_place", *first_place(one, two))
