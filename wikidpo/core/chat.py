@@ -36,6 +36,8 @@ def render_prompt(instruction:str, chat:Chat=COURSE,
                  )->str:
     "The chat template, up to where the answer begins"
     def tidy(text): return text.strip() if chat.trim else text
+    if turns and chat.turn is None:
+        raise UserError("this model's chat template holds one instruction, and no earlier turns")
     said = chat.prefix
     for asked, answer in turns: said += tidy(asked) + chat.suffix + tidy(answer) + chat.turn
     return said + tidy(instruction) + chat.suffix

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tokenizers import Tokenizer
 
-from ..core.chat import (Chat, chat_of, check_vocab, COURSE, encode_prompt, encode_response,
+from ..core.chat import (Chat, chat_of, check_vocab, COURSE, encode_many, encode_response,
                                end_id, load_tokenizer, render_prompt)
 from ..core.files import parse_json, quoted, read_text, UserError
 from ..core.model import GPT, GPTConfig
@@ -476,7 +476,8 @@ def trl_collator(tok, # Tokenizer, from `load_tokenizer`
         if f"{side}_tokens" not in row: return encode_response(tok, row[side])
         return row[f"{side}_tokens"] + [end] * row[f"{side}_finished"]
     def with_ids(row):
-        return row | {"prompt_ids": encode_prompt(tok, row["prompt"]), "chosen_ids": response(row, "chosen"),
+        [prompt] = encode_many(tok, [row["prompt"]], [row.get("turns") or []])
+        return row | {"prompt_ids": prompt, "chosen_ids": response(row, "chosen"),
                       "rejected_ids": response(row, "rejected")}
     def collator(rows): return pad([with_ids(row) for row in rows])
     return collator
