@@ -191,7 +191,9 @@ def test_a_comparison_is_told_with_all_its_numbers(compared):
     assert write_winrate(compared).read_bytes() == write_winrate(compared).read_bytes()
 
 
-@pytest.mark.parametrize("win, loss, says", [(35, 20, "cannot tell"), (36, 19, "DPO is better"), (5, 30, "DPO is worse")])
+FOUND = [(35, 20, "cannot tell"), (36, 19, "DPO is better"), (5, 30, "DPO is worse")]
+
+@pytest.mark.parametrize("win, loss, says", FOUND)
 def test_better_is_said_where_the_exact_test_says_so(tmp_path, win, loss, says):
     "Wilson's interval of 35 to 20 lies above one half, and a fair coin does that in more than one case of twenty"
     run = make_run(tmp_path/"run")
