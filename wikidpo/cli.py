@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UNPREFIXED', 'VERBS', 'OPTIONAL', 'CONFIGS', 'LINES', 'Common', 'Step', 'Mine', 'Merge', 'say', 'Prompts', 'Publish',
-           'Train', 'Judge', 'Report', 'Doctor', 'Lesson', 'Rig', 'Teacher', 'Sweep', 'Sft', 'Export', 'Import',
-           'Lessons', 'ProfileFlags', 'step_config', 'one_line', 'refuse_empty', 'parse', 'how_judged', 'table',
-           'usage', 'Terminated', 'hearing_sigterm', 'leave', 'system_says', 'keep_traceback', 'complain', 'told_once',
-           'main']
+           'Train', 'Judge', 'Report', 'Compare', 'Doctor', 'Lesson', 'Rig', 'Teacher', 'Sweep', 'Sft', 'Export',
+           'Import', 'Lessons', 'ProfileFlags', 'step_config', 'one_line', 'refuse_empty', 'parse', 'how_judged',
+           'table', 'usage', 'Terminated', 'hearing_sigterm', 'leave', 'system_says', 'keep_traceback', 'complain',
+           'told_once', 'main']
 
 # %% ../nbs/cli.ipynb #5d8c95d0
 import io, os, signal, sys, tempfile, threading, traceback
@@ -134,6 +134,20 @@ class Report:
     def run(self):
         from wikidpo.show.report import report
         say(f"report: {report(self.out)}")
+
+# %% ../nbs/cli.ipynb #cli-cmp2
+@dataclass
+class Compare(Step):
+    "Judge files of answers against each other, two or more, in both orders: verdicts.jsonl, and a ranking of several"
+    # JSONL, JSON or Parquet: a prompt and a response under one of the usual names, or chat messages
+    answers:Annotated[tuple[Path, ...], tyro.conf.Positional]=()
+    out:Path=Path("runs/compare") # run folder
+    n:int|None=None # the first so many prompts that all files have. Default: all
+    teacher:TeacherConfig=None
+
+    def run(self):
+        from wikidpo.run.compare import compare, compare_table
+        say(compare_table(compare(self.answers, self.teacher, self.out, self.n, self.restart)))
 
 # %% ../nbs/cli.ipynb #6d99ba1f
 @dataclass
@@ -286,8 +300,8 @@ class Lessons:
 
 # %% ../nbs/cli.ipynb #3f7e73b2
 VERBS = {"lesson": Lesson, "rig": Rig, "teacher": Teacher, "sft": Sft, "prompts": Prompts, "mine": Mine, "merge": Merge,
-         "publish": Publish, "train": Train, "judge": Judge, "sweep": Sweep, "report": Report, "doctor": Doctor,
-         "export": Export, "import": Import, "lessons": Lessons}
+         "publish": Publish, "train": Train, "judge": Judge, "compare": Compare, "sweep": Sweep, "report": Report,
+         "doctor": Doctor, "export": Export, "import": Import, "lessons": Lessons}
 OPTIONAL = {"teacher", "prompts", "sweep"} # sections that a profile need not have
 # section of a profile -> its dataclass
 CONFIGS = {"policy": PolicyConfig, "teacher": TeacherConfig, "prompts": PromptsConfig, "mine": MineConfig,

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..core.data import PairDataset
 from ..core.files import quoted, UserError
 from ..core.logps import full_logits
 from ..core.loss import preference_loss
@@ -29,6 +28,7 @@ from ..models.adopt import save_policy
 from ..models.policy import open_policy
 from .folder import (clear_leftovers, content_of, JsonlWriter, policy_files, QUIET, update_json,
                                 write_atomic, writing)
+from .foreign import open_pairs, told
 from .profiles import claim, finished
 from .records import Margins, read_records
 
@@ -240,6 +240,14 @@ def run_loop(cfg, out, config, model, dataset, held_out=None)->list:
             if metrics["step"] % cfg.save_every == 0: engine.save()
         return train_dpo(model, ref, dataset, cfg, engine, [*measuring, log, *watching, save])
 
+# %% ../../nbs/run/train.ipynb #trforgn2
+def _open_pairs(cfg, out, tok, block_size)->tuple: # RunTrainConfig
+    "(`PairDataset`, what the summary holds of rows that were left out); says them too"
+    pairs, taken = open_pairs(_pairs_file(cfg, out), tok, min(cfg.block_size, block_size))
+    if not taken: return pairs, {}
+    if rank() == 0: print(f"train: {told(taken, 'pairs')}")
+    return pairs, {"left_out": dict(taken.left_out)}
+
 # %% ../../nbs/run/train.ipynb #e8431a9e
 def train(policy, # PolicyConfig
           cfg, # RunTrainConfig
@@ -256,11 +264,12 @@ def train(policy, # PolicyConfig
     with ExitStack() as held:
         if done := on_rank_zero(lambda: _begin(held, config, out, restart)): return done
         model, tok = open_policy(policy)
-        pairs = PairDataset(_pairs_file(cfg, out), tok, min(cfg.block_size, model.cfg.block_size))
+        pairs, left_out = _open_pairs(cfg, out, tok, model.cfg.block_size)
         dataset, held_out = hold_out(pairs, cfg)
         on_rank_zero(lambda: claim(out, "train", config, restart))
         history = run_loop(cfg, out, config, model, dataset, held_out)
-        summary = summarise(history) | {"pairs": len(dataset), "seconds": round(time.perf_counter() - start, 1)}
+        more = left_out | {"pairs": len(dataset), "seconds": round(time.perf_counter() - start, 1)}
+        summary = summarise(history) | more
         if rank() == 0:
             save_policy(out/"dpo.pt", model)
             update_json(out/"summary.json", train=summary)
