@@ -1,5 +1,6 @@
 "Every loss against TRL's, in value and gradient; against its formula; in the loop, plain and fast; and refused by name"
 import copy
+import json
 import math
 import os
 from dataclasses import replace
@@ -7,17 +8,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from engines import CFG, first_pairs, MINI
+from engines import CFG, first_pairs, MINI, TOK
 from hypothesis import given, settings, strategies as st
 
 os.environ["TQDM_DISABLE"] = "1"
 from wikidpo.core.config import LOSS_OPTIONS, LOSS_TYPES, MARGIN_LOSSES, TrainConfig
+from wikidpo.core.data import collate, PairDataset
 from wikidpo.core.files import UserError
-from wikidpo.core.kto import train_kto, unpaired
+from wikidpo.core.chat import end_id
+from wikidpo.core.kto import read_unpaired, train_kto, unpaired
 from wikidpo.core.loss import (kto_loss, log_odds, loss_at_start, OF_MARGIN, OF_PAIR, pair_loss, PairLogps,
                                preference_loss)
+from wikidpo.core.logps import pair_logps
 from wikidpo.core.train import freeze, train_dpo
 from wikidpo.engine.accelerate import accelerate
+from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
 
 NEEDED = {"robust": {"label_smoothing": .1}} # what a loss does not do without
 CASES = [(kind, NEEDED.get(kind, {})) for kind in LOSS_TYPES]
@@ -71,7 +76,6 @@ def trl(tmp_path_factory):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
     from wikidpo.core.model import GPT, GPTConfig
-    from wikidpo.models.checkpoints import save_checkpoint
     from wikidpo.models.hf import export
     from wikidpo.world.facts import DATA
     out = tmp_path_factory.mktemp("family")
@@ -340,3 +344,61 @@ def test_the_answer_that_the_kl_is_estimated_from_is_to_another_prompt(pairs):
     for i, (prompt, own, other) in enumerate(answers.rows):
         assert other == responses[i - 1] and prompt == pairs.rows[i % 10][0]
         assert answers.desirable[i] == (own == pairs.rows[i % 10][1])
+
+
+@pytest.mark.parametrize("kind, options", [("simpo", {"gamma": .5}), ("apo_zero", {"sft_weight": 1.})])
+def test_a_run_that_is_no_function_of_the_margin(tmp_path, kind, options):
+    "Held-out pairs are measured with its own loss; doctor and player take the run"
+    from wikidpo.run.config import PolicyConfig, RunTrainConfig
+    from wikidpo.run.train import train
+    from wikidpo.show.doctor import doctor
+    from wikidpo.show.player import RunPlayer
+    from wikidpo.show.run import load_run
+    from wikidpo.world.facts import DATA
+    first_pairs(tmp_path/"pairs.jsonl", 40)
+    cfg = RunTrainConfig(pairs=str(tmp_path/"pairs.jsonl"), loss_type=kind, valid=.2, watch=2, batch_size=4, lr=2e-4,
+                         grad_accum_steps=1, warmup_steps=1, wandb="disabled", precision="fp32", **options)
+    policy = PolicyConfig(str(DATA/"model.safetensors"), str(DATA/"tokenizer.json"), device="cpu")
+    train(policy, cfg, tmp_path/"run")
+    run = load_run(tmp_path/"run")
+    said = doctor(tmp_path/"run")[0]
+    assert "the first loss is that of equal models" in said and "first margin 0, should be 0" in said
+    assert len(run.metrics["loss"]) == 8 and RunPlayer(run).static_figure().axes
+    held_out = PairDataset(tmp_path/"pairs.jsonl", TOK, 1024).split(8)[1]
+    trained = load_checkpoint(tmp_path/"run"/"dpo.pt")
+    batch = collate([held_out[i] for i in range(8)])
+    with torch.no_grad(): logps = [x for model in (trained, MINI) for x in pair_logps(model, batch)]
+    want = pair_loss(PairLogps(*logps, *batch.lengths()), cfg.beta, kind, **options).mean().item()
+    assert run.metrics["valid/loss"][-1] == pytest.approx(want, abs=1e-4)
+
+
+def answers_file(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_answers_are_read_from_a_file_and_trained_on(tmp_path):
+    "Also where a step has good answers only"
+    good = {"prompt": "What is the capital of Peru?", "completion": "Lima.", "label": True}
+    bad = good | {"completion": "I am not sure.", "label": False}
+    answers = read_unpaired(answers_file(tmp_path/"a.jsonl", good, bad, good), TOK, 256)
+    assert answers.desirable.tolist() == [True, False, True]
+    prompt, own, other = answers.rows[1]
+    assert TOK.decode(own) == "I am not sure." and own[-1] == end_id(TOK) and TOK.decode(other) == "Lima."
+    history, _ = trained(answers, replace(KTO, batch_size=1, epochs=2), None, train_kto)
+    assert len(history) == 6 and all(math.isfinite(x) for metrics in history for x in metrics.values())
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"label": 1}, "a.jsonl:2: the field 'label': expected true or false"),
+    ({"completion": None}, "a.jsonl:2: the field 'completion': expected a text"),
+    ({"prompt": "word " * 400}, r"a.jsonl:2: the prompt has \d+ tokens and leaves no room")])
+def test_an_answer_that_cannot_be_used_is_said_with_its_line(tmp_path, change, says):
+    row = {"prompt": "A question?", "completion": "Yes.", "label": True}
+    path = answers_file(tmp_path/"a.jsonl", row, row | change)
+    with pytest.raises(UserError, match=says): read_unpaired(path, TOK, 256)
+
+
+def test_one_answer_is_too_few(tmp_path):
+    path = answers_file(tmp_path/"a.jsonl", {"prompt": "A question?", "completion": "Yes.", "label": True})
+    with pytest.raises(UserError, match="needs two answers and more"): read_unpaired(path, TOK, 256)

@@ -129,6 +129,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'wikidpo/core/kto.py'),
                                   'wikidpo.core.kto.accumulate_kto': ('lessons/the_family.html#accumulate_kto', 'wikidpo/core/kto.py'),
                                   'wikidpo.core.kto.kto_metrics': ('lessons/the_family.html#kto_metrics', 'wikidpo/core/kto.py'),
+                                  'wikidpo.core.kto.odd_answer': ('lessons/the_family.html#odd_answer', 'wikidpo/core/kto.py'),
+                                  'wikidpo.core.kto.read_unpaired': ('lessons/the_family.html#read_unpaired', 'wikidpo/core/kto.py'),
                                   'wikidpo.core.kto.train_kto': ('lessons/the_family.html#train_kto', 'wikidpo/core/kto.py'),
                                   'wikidpo.core.kto.unpaired': ('lessons/the_family.html#unpaired', 'wikidpo/core/kto.py')},
             'wikidpo.core.logps': { 'wikidpo.core.logps.call_model': ('core/logps.html#call_model', 'wikidpo/core/logps.py'),
