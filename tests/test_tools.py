@@ -263,7 +263,7 @@ def test_constraints_pin_every_requirement():
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
     cfg = config["DEFAULT"]
-    for key in ("requirements", "dev_requirements", "lab_requirements"):
+    for key in ("requirements", "lessons_requirements", "dev_requirements", "lab_requirements"):
         for req in map(Requirement, cfg[key].split()):
             (pinned,) = pins[canonicalize_name(req.name)].specifier
             assert req.specifier.contains(pinned.version, prereleases=True), req
