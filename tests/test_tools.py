@@ -1,5 +1,6 @@
 "The tools behind `make`, on a small project of their own: each check passes on it, and finds what is then broken."
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -305,3 +306,12 @@ def test_help_explains_and_runs_nothing(words, capsys):
     assert check.main(words) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("What `make test` runs.") and "passed" not in printed
+
+
+def test_make_kernel_tells_other_labs_of_this_environment(tmp_path):
+    bin_dir = Path(sys.executable).parent
+    done = subprocess.run(["make", "-o", "install", "kernel", f"BIN={bin_dir}"], cwd=ROOT, capture_output=True,
+                          text=True, env=os.environ | {"JUPYTER_DATA_DIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    spec = json.loads((tmp_path / "kernels/wikidpo/kernel.json").read_text())
+    assert spec["argv"][0].startswith(str(bin_dir)) and spec["display_name"] == "wikidpo"
