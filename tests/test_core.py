@@ -85,9 +85,10 @@ def test_there_is_one_loop():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.FunctionDef): continue
             names = called(node)
-            if {"preference_loss", "dpo_loss"} & names and "backward" in names: loops.append(node.name)
+            losses = {"preference_loss", "dpo_loss", "pair_loss", "kto_loss"}
+            if losses & names and "backward" in names: loops.append(node.name)
             if "train_dpo" in names: users.append(path.relative_to(PACKAGE).as_posix())
-    assert loops == ["accumulate"]
+    assert loops == ["accumulate_kto", "accumulate"]
     assert "run/train.py" in users
 
 

@@ -257,6 +257,16 @@ TRAINING = [
         ("check_loss_options(beta, loss_type, label_smoothing)\n", "pass\n"),
     ),
     *changes(
+        "core/loss.py", "test_family.py::test_known_values"
+        " test_family.py::test_every_option_changes_the_loss_or_is_refused",
+        (" - gamma / beta", ""),
+        ("chosen / self.chosen_tokens, rejected / self", "chosen / self.rejected_tokens, rejected / self"),
+        ("torch.sigmoid(beta * rejected)", "torch.sigmoid(-beta * rejected)"),
+        ("torch.sigmoid(beta * chosen) + ", ""),
+        ("logp - torch.log(-torch.expm1(logp))", "logp"),
+        ("return loss + sft_weight * sft_loss(p) if sft_weight else loss", "return loss"),
+    ),
+    *changes(
         "core/logps.py", "test_training.py::test_seq_logprob_is_the_definition_for_any_ragged_batch"
         " test_training.py::test_bf16_logits_are_summed_in_float32"
         " test_training.py::test_changing_rejected_leaves_chosen_alone",

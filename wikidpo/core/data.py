@@ -150,6 +150,7 @@ def pad_right(rows, # lists of token ids
     return x.to(device), lens.to(device)
 
 # %% ../../nbs/core/data.ipynb #65cfbbd9
+# style: one class, a line or three a method, and how it is made
 @dataclass
 class PairBatch:
     "Some pairs as rectangles; masks are 1 where a token belongs to the response"
@@ -167,6 +168,9 @@ class PairBatch:
 
     @property
     def rejected(self): return self.rejected_ids, self.rejected_mask
+
+    def lengths(self, device=None): # tokens of the responses, each (pairs,)
+        return self.chosen_mask.sum(1).to(device), self.rejected_mask.sum(1).to(device)
 
     def rows(self, device=None):
         "(ids, mask), each (2 pairs, T): chosen rows, then rejected rows"

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from ..core.config import loss_options
 from ..core.files import quoted, UserError
 from ..core.logps import full_logits
-from ..core.loss import preference_loss
+from ..core.loss import pair_loss, PairLogps
 from ..core.train import freeze, step_schedule, train_dpo
 from ..engine.accelerate import accelerate, pick_device, training_parts
 from ..engine.distributed import exit_distributed, init_distributed, on_rank_zero, rank, world_size
@@ -49,10 +50,14 @@ class Watched:
             with self.scoring.step_scope(): return scored(batch)
         return logps_table(ask, self.dataset, self.groups, self.scoring.device)[self.pairs]
 
+    def pair_logps(self):
+        "What the losses look at, as the policy is now"
+        lengths = torch.tensor([[sum(mask) for _, mask in self.dataset[i]] for i in self.pairs]) # style: two sides
+        return PairLogps(*self.logps(self.scoring.policy).T, *self.ref_logps.T, *lengths.T)
+
     def margins(self):
         "z of each pair, (pairs,) nats"
-        log_ratios = self.logps(self.scoring.policy) - self.ref_logps
-        return log_ratios[:, 0] - log_ratios[:, 1]
+        return self.pair_logps().margin()
 
 # %% ../../nbs/run/train.ipynb #train-validation
 class Validation:
@@ -61,8 +66,8 @@ class Validation:
 
     def __call__(self, metrics):
         if not self.watched.is_due(metrics["step"]): return
-        z, cfg = self.watched.margins(), self.cfg
-        losses = preference_loss(z, cfg.beta, cfg.loss_type, cfg.label_smoothing)
+        pairs, cfg = self.watched.pair_logps(), self.cfg
+        losses, z = pair_loss(pairs, **loss_options(cfg)), pairs.margin()
         metrics["valid/loss"] = losses.mean().item()
         metrics["valid/accuracy"] = (z > 0).float().mean().item()
         metrics["valid/margin"] = cfg.beta * z.mean().item()          # of rewards, as in reward/margin

@@ -8,10 +8,8 @@ __all__ = ['EXAMINED', 'gather_evidence', 'signs', 'doctor']
 # %% ../../nbs/show/doctor.ipynb #d07c0014
 import math, statistics
 
-import torch
-
 from ..core.files import quoted, UserError
-from ..core.loss import preference_loss
+from ..core.loss import loss_at_start
 from .run import load_run, Run
 from .signs import CHECKS, Evidence, like_the_original, ORIGINAL_CHECKS, Sign, START_CHECKS
 
@@ -38,8 +36,9 @@ def gather_evidence(run:Run)->Evidence:
     begin = {name: statistics.fmean(values[:fifth]) for name, values in metrics.items()}
     end = {name: statistics.fmean(values[-fifth:]) for name, values in metrics.items()}
     beta = config.get("beta", .1)
-    loss_type, smoothing = config.get("loss_type", "dpo"), config.get("label_smoothing", 0.)
-    equal_loss = preference_loss(torch.zeros(1), beta, loss_type, smoothing).item()
+    names = ("beta", "loss_type", "label_smoothing", "gamma", "sft_weight")
+    equal_loss = loss_at_start(**{"loss_type": "dpo"} | {k: config[k] for k in names if k in config})
+    if equal_loss is None: equal_loss = metrics["loss"][0]            # it depends on the pairs
     z_watched = statistics.median(watched[-1]["z"]) if watched else None
     return Evidence(metrics, config, watched, begin, end, beta, equal_loss,
                     z=end["reward/margin"] / beta, z_watched=z_watched,
