@@ -162,7 +162,7 @@ def policy_moves(e:Evidence)->Sign:
 def first_record(e:Evidence, steps)->Sign: # the optimizer step of each record; empty: not known
     "`starts_at_equal_models`, where the first record may be a mean over steps"
     sign, loss = starts_at_equal_models(e), e.metrics["loss"][0]
-    if sign.holds or steps[:1] == [1]: return sign
+    if steps[:1] == [1] or sign.holds and not steps: return sign
     told = f"the mean over {steps[0]:.0f} steps" if steps and steps[0] > 1 else "of a step that the log does not name"
     found = f"{loss:.4f}, {told}, should begin at {e.equal_loss:.4f}"
     if .3 < loss / e.equal_loss < 1.5:
@@ -234,6 +234,7 @@ CHANGES = {
     "trains along": "load the reference on its own, or copy and freeze it before the first step",
     "learning rate is too high": "divide the learning rate by 3 to 10, warm up over a tenth of the steps, one epoch",
     "beta is too low": "raise beta: 0.1 is the usual start, for short answers up to 1",
+    "only with beta": "ask again with --beta; raise it if it is below 0.05, else raise the learning rate",
     "learning rate is too low": "multiply the learning rate by 3 to 10, or train on more pairs",
     "wrong way round": "exchange the columns chosen and rejected",
     "pairs are noise": "read twenty pairs; keep those whose scores lie further apart, or that both orders confirm",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'KNOWN', 'STEP', 'BEFORE', 'PRINTED', 'LOG_BLOCK', 'SINGLE', 'OPENS', 'CLOSES', 'known_name', 'Log', 'as_log',
-           'read_log']
+           'wandb_records', 'read_log']
 
 # %% ../../nbs/show/logs.ipynb #l0gs0002
 import csv, io, math, re, struct
@@ -132,7 +132,7 @@ def _csv(path, text)->Log:
 LOG_BLOCK = 32768 # bytes
 SINGLE, OPENS, CLOSES = 1, 2, 4 # kinds of a record; 3 goes on
 
-def _wandb_records(path):
+def wandb_records(path):
     "The records of a local W&B run, as bytes"
     data, at, record = Path(path).read_bytes(), 7, b""
     if not data.startswith(b":W&B"): raise UserError(f"{quoted(path)}: no local run of W&B")
@@ -159,7 +159,7 @@ def _wandb_run(path)->Log:
     except ImportError: raise UserError(f"{quoted(path)}: needs W&B's library: pip install wandb") from None
     rows, config, record = [], {}, Record()
     try:
-        for data in _wandb_records(path):
+        for data in wandb_records(path):
             record.ParseFromString(data)
             rows.append(_plain(record.history.item))
             config |= _plain([*record.run.config.update, *record.config.update])

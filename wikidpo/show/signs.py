@@ -122,6 +122,7 @@ def learnt_nothing(e:Evidence)->str:
     if e.beta and e.beta < .05 and max(e.z, e.z_watched or 0) > .5:
         return (f"beta is too low: the policy has moved by {e.z:.1f} nats, "
                 "which times beta is nothing")
+    if not e.beta: return "beta or the learning rate is too low: only with beta can one tell which"
     return "hardly anything was learnt: the learning rate is too low, or the run too short"
 
 def learnt_too_easily(e:Evidence)->str:
