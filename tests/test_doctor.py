@@ -264,3 +264,30 @@ def test_the_command(tmp_path, capsys):
     for beta in ("0", "-1", "nan"):
         with pytest.raises(SystemExit) as e: main(["doctor", str(RECORDED/"healthy.json"), "--beta", beta])
         assert e.value.code == 2 and "it must be a positive number" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_recorded_trainings_made_again(tmp_path):
+    "The real TRL, one training for each mistake: what the doctor says of the recorded logs, it says of these"
+    from doctor_logs import train_by_trl
+    said = {}
+    for name in ("healthy", "every_fifth", "hot", "reversed", "no_template", "wrong_reference", "low_beta"):
+        train_by_trl(name, tmp_path/name, reference=tmp_path/"healthy" if name == "wrong_reference" else None)
+        said[name] = doctor(tmp_path/name, .001 if name == "low_beta" else BETA)
+    for name in ("healthy", "every_fifth", "reversed", "no_template"): assert said[name][1] == "", said[name][0]
+    assert "learning rate is too high" in said["hot"][1] and "beta is too low" in said["low_beta"][1]
+    assert "not the policy's start" in said["wrong_reference"][1]
+    assert [name for name in said if "likelier ones" in said[name][0]] == ["reversed"]
+
+
+@pytest.mark.slow
+def test_trl_tells_wandb_its_beta(tmp_path, monkeypatch):
+    from doctor_logs import train_by_trl
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    train_by_trl("healthy", tmp_path/"run", 160, report_to="wandb")
+    import wandb
+    wandb.finish()
+    log = whole_log(next((tmp_path/"wandb").glob("offline-run-*")), 10)
+    assert log.beta == BETA and log.steps == [float(step) for step in range(1, 11)]
+    assert log.columns["reward/margin"] == pytest.approx(read_log(tmp_path/"run").columns["reward/margin"])

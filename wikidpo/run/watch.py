@@ -218,7 +218,8 @@ def refuse_sick(cfg, out):
     "Raises `UserError` for a run that was found sick and should stop when it is"
     if cfg.on_sickness == "stop" and (warned := warnings_of(out)):
         first = warned[0]
-        raise UserError(f"{quoted(out)}: was found sick at step {first['step']}: {quoted(first['cause'], 200)}; {GO_ON}")
+        why = f"was found sick at step {first['step']}: {quoted(first['cause'], 200)}"
+        raise UserError(f"{quoted(out)}: {why}; {GO_ON}")
 
 def say_sick(out, alert):
     "What says a warning: a line on the terminal, a line in warnings.jsonl, alert(title, text)"
