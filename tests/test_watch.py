@@ -149,7 +149,7 @@ def test_a_sick_run_is_told_in_a_line_and_goes_on(base, tmp_path, capsys):
     assert told[0].startswith("train: looks sick at step 10: the policy is fleeing the reference: the learning rate")
     assert "what to change: divide the learning rate" in told[0]
     assert len({row["sign"] for row in warned}) == len(warned) and warned[0]["step"] == 10
-    train(POLICY, replace(base, on_sickness="ignore", **HOT), tmp_path/"quiet")
+    train(POLICY, replace(base, on_sickness="ignore", **HOT | {"epochs": 2}), tmp_path/"quiet") # its tenth step is sick
     assert "looks sick" not in capsys.readouterr().out and not (tmp_path/"quiet"/"warnings.jsonl").exists()
 
 
