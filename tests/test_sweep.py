@@ -10,8 +10,8 @@ from wikidpo.core.files import UserError, read_jsonl
 from wikidpo.judge.config import TeacherConfig
 from wikidpo.models.policy import open_policy
 from wikidpo.run.config import EvaluateConfig, PolicyConfig, RunTrainConfig, SweepConfig
-from wikidpo.run.sweep import (kl_gap, kl_to_reference, log_ratios, predict, score_prediction, score_table, sweep,
-                               win_rate_gap)
+from wikidpo.run.sweep import kl_gap, predict, score_prediction, score_table, sweep, win_rate_gap
+from wikidpo.run.watch import kl_to_reference, log_ratios
 from wikidpo.world.facts import DATA
 
 POLICY = PolicyConfig(str(DATA/"model.safetensors"), str(DATA/"tokenizer.json"), device="cpu")

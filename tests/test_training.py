@@ -232,7 +232,8 @@ def test_a_run_that_explodes_says_so(data):
 CHANGES = dict(seed=1, pairs="other", block_size=24, beta=.2, loss_type="ipo", label_smoothing=.1, gamma=.5,
                sft_weight=1., lr=1e-3, epochs=2, batch_size=4, grad_accum_steps=1, warmup_steps=0, max_grad_norm=.01,
                precision="bf16", valid=.25)
-ELSEWHERE = {"wandb", "project", "reference", "save_every", "shard", "watch"}    # below, test_ranks.py, test_widgets.py
+LOOKS = {f.name for f in fields(RunTrainConfig) if f.name.startswith("eval_")} | {"on_sickness"}    # test_watch.py
+ELSEWHERE = LOOKS | {"wandb", "project", "reference", "save_every", "shard", "watch"} # test_ranks.py, test_widgets.py
 
 
 @pytest.fixture(scope="module")

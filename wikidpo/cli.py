@@ -99,11 +99,12 @@ class Publish(PublishConfig):
 class Train(Step):
     "Train DPO on the pairs of a run folder, or on --pairs: metrics.jsonl, dpo.pt"
     policy:Annotated[PolicyConfig, UNPREFIXED]=None
+    teacher:TeacherConfig=None
     train:Annotated[RunTrainConfig, UNPREFIXED]=None
 
     def run(self):
         from wikidpo.run.train import train
-        return {"train": train(self.policy, self.train, self.out, self.restart)}
+        return {"train": train(self.policy, self.train, self.out, self.restart, self.teacher)}
 
 # %% ../nbs/cli.ipynb #wrclijud
 @dataclass
@@ -152,12 +153,14 @@ class Compare(Step):
 # %% ../nbs/cli.ipynb #6d99ba1f
 @dataclass
 class Doctor:
-    "Say which signatures of a healthy training hold in a run folder, which fail, and the likeliest cause"
-    run_folder:Annotated[Path, tyro.conf.Positional, tyro.conf.arg(name="run")]=Path("runs/lesson") # run folder
+    "Say which signatures of a healthy training hold in a run, or a log of TRL or W&B, which fail, and the likely cause"
+    # run folder; or trainer_state.json or a saved log_history, a W&B run or its CSV, any JSONL or CSV of DPO metrics
+    run_folder:Annotated[Path, tyro.conf.Positional, tyro.conf.arg(name="run")]=Path("runs/lesson")
+    beta:float|None=None # of a log that does not say it: rewards become nats
 
     def run(self):
         from wikidpo.show.doctor import doctor
-        text, cause = doctor(self.run_folder)
+        text, cause = doctor(self.run_folder, self.beta)
         say(text)
         if cause: raise UserError(f"{quoted(self.run_folder)} is sick: {cause}")
 
@@ -176,7 +179,7 @@ class Lesson(Step):
         if self.seed is not None: self._seed_all()
         files = dict(policy=self.policy, out=self.out, restart=self.restart)
         summary = Mine(teacher=self.teacher, mine=self.mine, **files).run()
-        summary |= Train(train=self.train, **files).run()
+        summary |= Train(teacher=self.teacher, train=self.train, **files).run()
         summary |= Judge(teacher=self.teacher, judge=self.judge, **files).run()
         Report(self.out).run()
         return summary

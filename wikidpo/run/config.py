@@ -136,10 +136,12 @@ class PublishConfig:
     push:bool=False # commit and push
 
 # %% ../../nbs/run/config.ipynb #c0nf0022
+# style: the fields of one section, and their checks
 TRAIN_CHOICES = {
     "reference": ("cached", "live"),
     "precision": ("fp32", "bf16", "auto"),
-    "wandb": ("online", "offline", "disabled", "auto")}
+    "wandb": ("online", "offline", "disabled", "auto"),
+    "on_sickness": ("warn", "stop", "ignore")}
 
 @dataclass
 class RunTrainConfig(TrainConfig):
@@ -152,6 +154,16 @@ class RunTrainConfig(TrainConfig):
     # share of the pairs, the last ones of the file, that is not trained on but measured about a dozen times:
     # valid/loss, valid/accuracy and valid/margin; 0, or with --shard: none
     valid:float=0.0
+    # steps between looks at the policy: KL to the reference, perplexity, answers, held-out pairs. Default: no looks
+    eval_every:int|None=None
+    eval_prompts:str|None=None # JSONL file with a field `prompt` for the looks; None: the prompts of the held-out pairs
+    eval_n:int=64 # take so many of them
+    eval_max_new:int=64 # longest answer at a look, tokens
+    # JSONL file with `prompt` and `response` whose perplexity is measured; None: MiniWiki's own text, in its world
+    eval_text:str|None=None
+    eval_judge:bool=False # at each look the teacher compares the answers with those of the reference
+    # what a signature of sickness does while the run goes on: warn in a line, stop after saving the state, or ignore
+    on_sickness:str="warn"
     # under torchrun: cut weights and optimizer state over the processes (FSDP2) instead of copying them (DDP)
     shard:bool=False
     precision:str="auto" # fp32, bf16 (autocast; weights stay fp32), or auto: bf16 where the device has it
@@ -160,13 +172,24 @@ class RunTrainConfig(TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least_one(self, "train", ["save_every"])
+        check_at_least_one(self, "train", ["save_every", "eval_n", "eval_max_new"])
         check_limits(self, "train", watch=(0, MOST))
-        check_paths(self, "train", ["pairs"])
+        check_paths(self, "train", ["pairs", "eval_prompts", "eval_text"])
+        self._check_looks()
         if not 0 <= self.valid < 1: raise UserError(f"train.valid: must be at least 0 and below 1, found {self.valid}")
         for name, known in TRAIN_CHOICES.items():
             if (found := getattr(self, name)) in known: continue
             raise UserError(f"train.{name}: expected one of {', '.join(known)}, found '{quoted(found)}'")
+
+    def _check_looks(self):
+        "Refuses settings of looks that nobody takes"
+        if self.eval_every is not None: return check_at_least_one(self, "train", ["eval_every"])
+        for name in ("eval_prompts", "eval_text", "eval_judge"):
+            if getattr(self, name): raise UserError(f"train.{name}: has no effect without train.eval_every")
+
+    def identity(self)->dict:
+        "What decides about the result; not who looks on"
+        return {k: v for k, v in asdict(self).items() if k != "on_sickness" and not k.startswith("eval_")}
 
 # %% ../../nbs/run/config.ipynb #c0nf0025
 @dataclass

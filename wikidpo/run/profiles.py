@@ -141,7 +141,7 @@ def _became(old, new)->str:
     return "was not there" if old is None else "has another content now"
 
 WRITTEN = {"mine": ("responses.jsonl", "samples.jsonl", "pairs.jsonl"),
-           "train": ("state.pt", "metrics.jsonl", "margins.jsonl", "dpo.pt", "wandb"),
+           "train": ("state.pt", "metrics.jsonl", "margins.jsonl", "looks.jsonl", "warnings.jsonl", "dpo.pt", "wandb"),
            "judge": ("verdicts.jsonl", "controls", "winrate.svg"),
            "compare": ("verdicts.jsonl",),
            "sweep": ("sweep.json",)}

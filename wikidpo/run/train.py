@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WANDB_SECONDS', 'ONE_PROCESS', 'Watched', 'Validation', 'logps_token_by_token', 'MarginWatcher', 'reachable',
-           'start_wandb', 'WandbLog', 'logging_to', 'summarise', 'hold_out', 'watchers', 'run_loop', 'train']
+           'start_wandb', 'WandbLog', 'logging_to', 'summarise', 'hold_out', 'watchers', 'doctors', 'run_loop', 'train']
 
 # %% ../../nbs/run/train.ipynb #a2253b77
 import sys, time, urllib.error, urllib.request
@@ -32,17 +32,18 @@ from .folder import (clear_leftovers, content_of, JsonlWriter, policy_files, QUI
 from .foreign import open_pairs, told
 from .profiles import claim, finished
 from .records import Margins, read_records
+from .watch import looks, refuse_sick, say_sick, Sickness, warnings_of
 
 # %% ../../nbs/run/train.ipynb #93ef007e
 class Watched:
-    "Some pairs whose margins are asked for about a dozen times in a run"
+    "Some pairs whose margins are asked for about a dozen times in a run, or every `eval_every` steps"
     def __init__(self, cfg, scoring, dataset, pairs, steps): # their numbers in the dataset; steps of the whole run
         self.scoring, self.dataset = scoring, dataset
-        self.pairs, self.steps = list(pairs), steps
+        self.pairs, self.steps, self.every = list(pairs), steps, cfg.eval_every or max(1, steps // 12)
         self.groups = [self.pairs[k:k + cfg.batch_size] for k in range(0, len(self.pairs), cfg.batch_size)]
         self.ref_logps = self.logps(scoring.ref)                      # (pairs, 2)
 
-    def is_due(self, step): return step % max(1, self.steps // 12) == 0 or step == self.steps
+    def is_due(self, step): return step % self.every == 0 or step == self.steps
 
     def logps(self, scored): # ScoredModel
         "log pi of chosen and rejected, (pairs, 2)"
@@ -106,8 +107,9 @@ class MarginWatcher:
         step = metrics["step"]
         if step not in self.known and self.watched.is_due(step): self.write(step, self.watched.margins().tolist())
 
-    def was_done(self, step):
+    def was_done(self, metrics):
         "A step of an earlier start: its weights are gone, so margins that a power failure took are left out"
+        step = metrics["step"]
         if step in self.known or not self.watched.is_due(step): return
         print(f"{quoted(self.path)}: the margins of step {step} are lost and left out")
 
@@ -164,6 +166,13 @@ class WandbLog:
             _say_wandb("is left alone; the metrics are in metrics.jsonl", e)
             if isinstance(e, ConnectionError): _forget_wandb()
 
+    def alert(self, title, text): self.tell("alert", title=title, text=text)
+
+    def table(self, rows, step): # [prompt, answer of the policy, answer of the reference]
+        if self.run is None or not rows: return
+        import wandb
+        self.tell("log", {"eval/answers": wandb.Table(["prompt", "policy", "reference"], rows)}, step=step)
+
 def _forget_wandb():
     "Its process is gone: it is not looked for again, by the next run or at the end of this process"
     import wandb
@@ -171,10 +180,9 @@ def _forget_wandb():
 
 # %% ../../nbs/run/train.ipynb #train-logging
 @contextmanager
-def logging_to(cfg, out, config, steps):
+def logging_to(out, wandb_log, steps, looking=()): # of them one `Looks` at most
     "log(metrics) for each step of a run"
     write_atomic(out/"metrics.jsonl", "")
-    wandb_log = WandbLog(start_wandb(cfg, out, config))
     bar = tqdm(unit="step", desc="train", total=steps, disable=QUIET)
 
     def log(metrics):
@@ -182,6 +190,7 @@ def logging_to(cfg, out, config, steps):
         bar.update()
         bar.set_postfix(loss=f"{metrics['loss']:.3f}", margin=f"{metrics['reward/margin']:.2f}")
         values = {k: v for k, v in metrics.items() if k != "step"}
+        for look in looking: wandb_log.table(look.table(metrics["step"]), metrics["step"])
         wandb_log.tell("log", values, step=metrics["step"])
 
     try:
@@ -194,14 +203,15 @@ def _pairs_file(cfg, out): return Path(cfg.pairs or out/"pairs.jsonl")
 def _record(policy, cfg, out)->dict: # PolicyConfig, RunTrainConfig
     "The configuration of a training, and what its inputs hold"
     inputs = content_of(pairs=_pairs_file(cfg, out), **policy_files(policy))
-    return asdict(cfg) | {"policy": asdict(policy), "inputs": inputs}
+    return cfg.identity() | {"policy": asdict(policy), "inputs": inputs}
 
-def _begin(held, config, out, restart)->dict|None: # ExitStack
+def _begin(held, cfg, config, out, restart)->dict|None: # ExitStack
     "Hold the run folder until `held` is closed; the summary of a training that is done"
     held.enter_context(writing(out))
     clear_leftovers(out.parent/".cache")
     done = finished(out, "train", config, restart)
     if done: (out/"state.pt").unlink(missing_ok=True)
+    elif not restart: refuse_sick(cfg, out)
     return done
 
 # %% ../../nbs/run/train.ipynb #aa093ec5
@@ -231,19 +241,28 @@ def watchers(cfg, out, model, ref, dataset, held_out, steps)->tuple:
     return validation, [MarginWatcher(out, watched(some, dataset), ref)]
 
 # %% ../../nbs/run/train.ipynb #train-run-loop
-def run_loop(cfg, out, config, model, dataset, held_out=None)->list:
+def doctors(cfg, out, steps, wandb_log, save)->list:
+    "Who asks for signs of sickness, in a list; what is found is said by one process"
+    if cfg.on_sickness == "ignore": return []
+    say = say_sick(out, wandb_log.alert) if rank() == 0 else lambda row: None
+    return [Sickness(cfg, steps, say, save, warnings_of(out))]
+
+def run_loop(cfg, out, config, model, tok, dataset, held_out=None, teacher=None)->list:
     "`train_dpo` with engine, log, watchers and saved states; the metrics of every step"
-    ref, steps = freeze(model), len(step_schedule(len(dataset), cfg))
+    ref, steps, first = freeze(model), len(step_schedule(len(dataset), cfg)), rank() == 0
     measuring, watching = watchers(cfg, out, model, ref, dataset, held_out, steps)
-    with logging_to(cfg, out, config, steps) if rank() == 0 else nullcontext(lambda metrics: None) as log:
+    looking = looks(cfg, out, (model, ref), tok, steps, held_out, teacher) if first else []
+    wandb_log = WandbLog(start_wandb(cfg, out, config) if first else None)
+    with logging_to(out, wandb_log, steps, looking) if first else nullcontext(lambda metrics: None) as log:
         def resumed(metrics):
             log(metrics)
-            for watcher in watching: watcher.was_done(metrics["step"])
+            for watcher in [*watching, *asking]: watcher.was_done(metrics)
         engine = accelerate(cfg.precision, cfg.shard, cached=cfg.reference == "cached",
                             cache=out.parent/".cache", state=out/"state.pt", on_resume=resumed)
+        asking = doctors(cfg, out, steps, wandb_log, engine.save)
         def save(metrics):
             if metrics["step"] % cfg.save_every == 0: engine.save()
-        return train_dpo(model, ref, dataset, cfg, engine, [*measuring, log, *watching, save])
+        return train_dpo(model, ref, dataset, cfg, engine, [*measuring, *looking, log, *watching, save, *asking])
 
 # %% ../../nbs/run/train.ipynb #trforgn2
 def _open_pairs(cfg, out, tok, block_size)->tuple: # RunTrainConfig
@@ -258,6 +277,7 @@ def train(policy, # PolicyConfig
           cfg, # RunTrainConfig
           out, # run folder
           restart:bool=False, # begin anew: what an earlier start wrote is removed
+          teacher=None, # TeacherConfig: who judges at a look, if one is asked for
          )->dict:
     """Train DPO; writes metrics.jsonl, dpo.pt and the section `train` of summary.json, which it returns.
 
@@ -267,12 +287,12 @@ def train(policy, # PolicyConfig
     if cfg.shard and world_size() == 1: raise UserError(ONE_PROCESS)
     config = _record(policy, cfg, out)
     with ExitStack() as held:
-        if done := on_rank_zero(lambda: _begin(held, config, out, restart)): return done
+        if done := on_rank_zero(lambda: _begin(held, cfg, config, out, restart)): return done
         model, tok = open_policy(policy)
         pairs, left_out = _open_pairs(cfg, out, tok, model.cfg.block_size)
         dataset, held_out = hold_out(pairs, cfg)
         on_rank_zero(lambda: claim(out, "train", config, restart))
-        history = run_loop(cfg, out, config, model, dataset, held_out)
+        history = run_loop(cfg, out, config, model, tok, dataset, held_out, teacher)
         more = left_out | {"pairs": len(dataset), "seconds": round(time.perf_counter() - start, 1)}
         summary = summarise(history) | more
         if rank() == 0:

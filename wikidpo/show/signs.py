@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEAN_NOT_SUM', 'OTHER_TOKENS', 'START_CHECKS', 'CHECKS', 'ORIGINAL_SETTINGS', 'MORE_LEARNT', 'LESS_LEARNT',
-           'ORIGINAL_CHECKS', 'Sign', 'Evidence', 'starts_at_equal_models', 'sums_over_response',
+           'ORIGINAL_CHECKS', 'Sign', 'Evidence', 'in_nats', 'starts_at_equal_models', 'sums_over_response',
            'reference_stands_still', 'chosen_stays_near_zero', 'gradient_norm_stays', 'wrong_pairs_or_policy',
            'learnt_nothing', 'learnt_too_easily', 'loss_glides_down', 'margin_grows', 'accuracy_climbs',
            'like_the_original', 'loss_like_the_original', 'accuracy_like_the_original', 'win_rate_like_the_original']
@@ -33,19 +33,27 @@ class Evidence:
     watched: list # the lines of margins.jsonl that hold margins
     begin: dict # column -> its mean over the first fifth of the steps
     end: dict # column -> its mean over the last fifth
-    beta: float # strength of the KL leash
+    beta: float|None # strength of the KL leash; None: not known, so that nats are not either
     equal_loss: float # the loss of two equal models (nats); ln 2 for DPO
-    z: float # the margin at the end, by the log (nats)
+    z: float|None # the margin at the end, by the log (nats)
     z_watched: float|None # median margin of the watched pairs at the end (nats)
     judged: dict # the section `judge` of summary.json, {} before the win rate is measured
+    rounding: tuple = (1e-5, 0.) # what it may do to the first loss and to the first margin
+
+def in_nats(e:Evidence, reward)->str:
+    "A reward, and what it is without the factor beta where that is known"
+    return f"{reward:+.2f}" + (f" or {reward / e.beta:+.1f} nats" if e.beta else "")
 
 # %% ../../nbs/lessons/07_reading_the_run.ipynb #07d0c70b
 def starts_at_equal_models(e:Evidence)->Sign:
     "At the first step policy and reference are the same model"
-    loss, margin = e.metrics["loss"][0], e.metrics["reward/margin"][0]
+    loss, margins = e.metrics["loss"][0], e.metrics.get("reward/margin", [])[:1]
+    of_loss, of_margin = e.rounding
+    equal = abs(loss - e.equal_loss) < of_loss * max(1, e.equal_loss)
+    margin = "".join(f"; first margin {m:.2g}, should be 0" for m in margins)
     return Sign("the first loss is that of equal models",
-                abs(loss - e.equal_loss) < 1e-5 * max(1, e.equal_loss) and margin == 0,
-                f"{loss:.6f}, should be {e.equal_loss:.6f}; first margin {margin:.2g}, should be 0",
+                equal and all(abs(m) <= of_margin for m in margins),
+                f"{loss:.6f}, should be {e.equal_loss:.6f}{margin}",
                 "the reference is not the policy's start: another checkpoint, "
                 "another type of number, or dropout in one of the two")
 
@@ -74,20 +82,21 @@ def reference_stands_still(e:Evidence)->Sign:
     "The margin of the log agrees with the watched pairs, which are held against the start"
     unmoved = not any(e.metrics["reward/margin"]) and any(e.metrics["grad_norm"])
     stuck = unmoved and e.z_watched != 0 # 0: the policy does not move either
-    agrees = e.z_watched is None or e.z_watched < 1 or e.z > e.z_watched / 10
+    agrees = not e.z_watched or e.z_watched < 1 or e.z > e.z_watched / 10
     seen = "" if e.z_watched is None else f", median of the watched pairs {e.z_watched:.1f}"
+    by_log = f"{e.z:.1f} nats" if e.beta else f"{e.end['reward/margin']:.2f}"
     return Sign("the reference stands still", not stuck and agrees,
-                f"margin by the log {e.z:.1f} nats{seen}",
+                f"margin by the log {by_log}{seen}",
                 "the reference trains along: it is the policy itself, or is updated from it")
 
 # %% ../../nbs/lessons/07_reading_the_run.ipynb #07d0c711
 def chosen_stays_near_zero(e:Evidence)->Sign:
     "The policy does not leave the answers that we prefer, nor flee the reference"
     chosen = e.end["reward/chosen"]
-    blame = "beta is too low" if e.beta < .05 else "the learning rate is too high"
-    return Sign("the chosen reward stays near 0", chosen > -1.5 and chosen / e.beta > -20,
-                f"{chosen:+.2f} or {chosen / e.beta:+.1f} nats at the end, "
-                "should stay above -1.5 and above -20 nats",
+    fled = bool(e.beta) and chosen / e.beta <= -20
+    blame = "beta is too low" if e.beta and e.beta < .05 else "the learning rate is too high"
+    return Sign("the chosen reward stays near 0", chosen > -1.5 and not fled,
+                f"{in_nats(e, chosen)} at the end, should stay above -1.5 and above -20 nats",
                 f"the policy is fleeing the reference: {blame}")
 
 def gradient_norm_stays(e:Evidence)->Sign:
@@ -99,8 +108,8 @@ def gradient_norm_stays(e:Evidence)->Sign:
 # %% ../../nbs/lessons/07_reading_the_run.ipynb #07d0c714
 def wrong_pairs_or_policy(e:Evidence)->str:
     "What keeps a policy from learning its pairs, '' if nothing of it shows"
-    accuracy = e.end["reward/accuracy"]
-    if e.end["reward/margin"] < 0 and accuracy < .4:
+    accuracy = e.end.get("reward/accuracy", .7) # what is not logged speaks against nobody
+    if e.end.get("reward/margin", 0.) < 0 and accuracy < .4:
         return "chosen and rejected are the wrong way round"
     if .4 <= accuracy < .6: return "the pairs are noise"
     if e.end["loss"] > 1.007 * e.equal_loss:
@@ -110,9 +119,10 @@ def wrong_pairs_or_policy(e:Evidence)->str:
 # %% ../../nbs/lessons/07_reading_the_run.ipynb #07d0c715
 def learnt_nothing(e:Evidence)->str:
     "Why a loss stays where it began: the policy moved and beta hides it, or it did not move"
-    if e.beta < .05 and max(e.z, e.z_watched or 0) > .5:
+    if e.beta and e.beta < .05 and max(e.z, e.z_watched or 0) > .5:
         return (f"beta is too low: the policy has moved by {e.z:.1f} nats, "
                 "which times beta is nothing")
+    if not e.beta: return "beta or the learning rate is too low: only with beta can one tell which"
     return "hardly anything was learnt: the learning rate is too low, or the run too short"
 
 def learnt_too_easily(e:Evidence)->str:
