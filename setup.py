@@ -28,7 +28,7 @@ COURSE = (
 
 
 class WithCourse(build_py):
-    "The package, and the course as its folder `course`."
+    "The package, and the lessons as its folder `course`."
 
     def run(self):
         super().run()

@@ -292,7 +292,7 @@ class Import:
 # %% ../nbs/cli.ipynb #c0a1e012
 @dataclass
 class Lessons:
-    "Write the notebooks of the course into a folder; what you have changed there is left as it is"
+    "Write the lessons into a folder; what you have changed there is left as it is"
     to:Annotated[Path, tyro.conf.Positional, tyro.conf.arg(name="dir")] # folder, new or of an earlier time
 
     def run(self):
