@@ -24,9 +24,10 @@ ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assi
 def _text_of(content)->str:
     "The text of a message, which may come in parts"
     if isinstance(content, str): return content
-    parts = [part.get("text") if isinstance(part, dict) else None for part in content or [None]]
-    if not all(isinstance(text, str) for text in parts): raise Misread("a message is no text")
-    return "".join(parts)
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
+    if not all(isinstance(text, str) for text in texts): raise Misread("a message is no text")
+    return "".join(texts)
 
 def read_messages(value)->list: # a list of messages, or one
     "[(user, assistant or system, text)] of chat messages"
