@@ -303,7 +303,9 @@ def test_beta_slider_and_python_agree(room): # style: one walk through a page
 
     python(room, "slider.beta, slider.loss_type = .05, 'hinge'") # set from Python
     wait(room, lambda: readout(w, "beta") == "0.05" and w.get_by_label("hinge").is_checked())
-    for name, heard in {"DPO": "dpo False", "cDPO": "dpo True", "IPO": "ipo False", "hinge": "hinge False"}.items():
+    heard_of = {"DPO": "dpo False", "cDPO": "dpo True", "robust": "robust True", "IPO": "ipo False",
+                "hinge": "hinge False"}
+    for name, heard in heard_of.items():
         was = curve.get_attribute("d") # at first, of the hinge
         w.get_by_label(name, exact=True).check()
         wait(room, lambda: curve.get_attribute("d") != was)

@@ -222,3 +222,14 @@ def test_no_secret_is_in_anything_that_a_run_writes(tmp_path):
     texts = {f.name: f.read_bytes().decode("latin1") for f in files} | {"output": done.stdout + done.stderr}
     assert [(name, s) for name, text in texts.items() for s in secrets if s in text] == []
     assert url in texts["config.yaml"]
+
+
+def test_judge_prints_the_comparison_and_its_controls_and_draws_it(tmp_path):
+    words = ["judge", "--a", str(DATA/"model.safetensors"), "--n", "8", "--controls", "--out", str(tmp_path/"run")]
+    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for line in ("win rate, ties half", "sign test", "would be found", "itself ", "at_0.4 ", "constant "):
+        assert line in done.stdout, done.stdout
+    assert {f.name for f in (tmp_path/"run").iterdir()} >= {"verdicts.jsonl", "winrate.svg", "controls"}
+    again = subprocess.run([*COMMAND, *words], capture_output=True, text=True)
+    assert again.stdout.split("\n")[1:] == done.stdout.split("\n"), "done, kept, and told again"

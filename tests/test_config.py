@@ -36,10 +36,11 @@ def complaint(check, *options):
     except UserError as e: return str(e)
 
 def test_loss_options_are_refused_as_the_loss_refuses_them():
-    "The plain checks say yes and no where `preference_loss` does, in the same words"
+    "The plain checks say yes and no where `pair_loss` does, in the same words"
     import torch
-    from wikidpo.core.loss import preference_loss
-    def loss(*options): preference_loss(torch.zeros(1), *options)
+    from wikidpo.core.loss import pair_loss, PairLogps
+    pair = PairLogps(*torch.full((4, 1), -1.), *torch.ones(2, 1))
+    def loss(*options): pair_loss(pair, *options)
     for options in product((0, -1, math.inf, math.nan, .1), (*LOSS_TYPES, "sft"), (-.1, 0, .1, .5)):
         assert complaint(check_loss_options, *options) == complaint(loss, *options), options
     assert complaint(check_loss_options) is None

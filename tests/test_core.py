@@ -53,6 +53,14 @@ def test_core_alone_trains_the_shipped_policy_on_64_pairs(tmp_path):
     assert "Lima" in found["answer"]
 
 
+def test_the_loss_needs_torch_and_nothing_else():
+    "What importing it adds to torch's own import, in a fresh process"
+    code = "import sys, torch; before = {*sys.modules}; import wikidpo.core.loss; print(*{*sys.modules} - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    added = {name.split(".")[0] for name in done.stdout.split()}
+    assert added - set(sys.stdlib_module_names) == {"wikidpo"}
+
+
 def modules(folder="."):
     return sorted(p for p in (PACKAGE/folder).rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 
@@ -77,9 +85,10 @@ def test_there_is_one_loop():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.FunctionDef): continue
             names = called(node)
-            if {"preference_loss", "dpo_loss"} & names and "backward" in names: loops.append(node.name)
+            losses = {"preference_loss", "dpo_loss", "pair_loss", "kto_loss"}
+            if losses & names and "backward" in names: loops.append(node.name)
             if "train_dpo" in names: users.append(path.relative_to(PACKAGE).as_posix())
-    assert loops == ["accumulate"]
+    assert loops == ["accumulate_kto", "accumulate"]
     assert "run/train.py" in users
 
 

@@ -13,9 +13,13 @@ import pytest
 from runfolder import make_run, write_jsonl
 from wikidpo import cli
 from wikidpo.core.files import parse_json, read_jsonl, UserError
+from wikidpo.judge.config import TeacherConfig
+from wikidpo.run.config import MineConfig, PolicyConfig
 from wikidpo.run.records import Pair, read_records, Summary, read_object, read_yaml
+from wikidpo.run.rig import preflight
 from wikidpo.world.facts import DATA
 
+POLICY = PolicyConfig(checkpoint=str(DATA/"model.safetensors"), tokenizer=str(DATA/"tokenizer.json"))
 CONTROL = "\x1b[2J\x07\rred\u2028\u202e"  # clears a screen, rings, goes back, breaks a line, turns the writing round
 NAME = "odd\x1b[31m\nname"  # a file may be called so
 LONG = CONTROL + "long " * 2000
@@ -278,3 +282,19 @@ def test_a_pipe_is_no_file_to_read(tmp_path):
     os.mkfifo(tmp_path/"pairs.jsonl")
     with pytest.raises(UserError, match="pairs.jsonl: cannot be read"): read_jsonl(tmp_path/"pairs.jsonl")
     with pytest.raises(UserError, match="summary.json: no such file"): read_object(tmp_path/"summary.json", Summary)
+
+
+# ---- what the rig prints
+
+@pytest.mark.parametrize("url, says", [
+    (f"http://a{CONTROL}b:8000/v1", "teacher.url is "), ("http://[::1/v1", "teacher.url is no address"),
+    (f"http://127.0.0.1:99999/v1?{LONG}", "teacher.url is "), (f"http://{'a' * 64}/v1", "the teacher lives at aaa")],
+    ids=["control", "half an address", "a port too high", "a name too long"])
+def test_the_rig_says_of_an_odd_address_what_is_wrong_with_it(at_home, url, says):
+    "Line by line, with the mark of each, and no traceback"
+    mine = MineConfig(str(DATA/"prompts_mine.jsonl"), n_prompts=3)
+    checks = preflight(POLICY, TeacherConfig(url=url, model=NAME), mine, at_home/NAME)
+    lines = "\n".join(map(str, checks)).split("\n")
+    assert all(line.isprintable() and line[:2] in ("ok", "NO", "--", "  ") for line in lines)
+    assert checks[-1].name == "teacher" and checks[-1].ok is False and "teacher.url is '" in checks[-1].found
+    assert any(says in line for line in lines) and not list(at_home.iterdir())

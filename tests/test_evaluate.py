@@ -19,8 +19,10 @@ from wikidpo.judge.config import OFFLINE_MODEL, TeacherConfig
 from wikidpo.judge.offline import serving
 from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
 from wikidpo.run.config import EvaluateConfig, PolicyConfig
+from wikidpo.run.controls import controls_table, judge_controls
 from wikidpo.run.evaluate import evaluate, gen_all, judge_both, summarize
 from wikidpo.run.profiles import claim
+from wikidpo.run.winrate import says
 from wikidpo.world.answers import answer
 from wikidpo.world.facts import DATA, find_fact, prompts
 from wikidpo.world.grade import grade
@@ -28,7 +30,12 @@ from wikidpo.world.grade import grade
 
 # ---- what a comparison says
 
-def row(result, a="xx", b="yyyy", **kw): return {"prompt_id": 0, "a": a, "b": b, "result": result} | kw
+SAID = {"a": ("A", "B"), "b": ("B", "A"), "tie": ("A", "A"), None: ("A", None)}
+
+
+def row(result, a="xx", b="yyyy", **kw):
+    first, second = SAID[result]
+    return {"prompt_id": 0, "a": a, "b": b, "first": first, "second": second, "result": result} | kw
 
 
 def test_summarize_counts_and_leaves_out_what_could_not_be_read():
@@ -175,6 +182,75 @@ def test_the_temperature_is_that_of_the_configuration(world, tmp_path):
     assert all(r["a"] == r["b"] for r in by_id(tmp_path).values())
 
 
+def test_every_reply_of_the_judge_is_kept(world, tmp_path):
+    with serving(replies("**Verdict: A**")) as url:
+        evaluate(POLICY, TeacherConfig(url=url, model="m"), replace(world, n=3), tmp_path)
+    for r in by_id(tmp_path).values():
+        assert (r["first"], r["second"], r["result"]) == ("A", "A", "tie")
+        assert r["reply_first"] == r["reply_second"] == "**Verdict: A**"
+
+
+# ---- comparisons whose result is known
+
+@pytest.fixture(scope="module")
+def controlled(judged, world, tmp_path_factory):
+    run = Path(shutil.copytree(judged[0], tmp_path_factory.mktemp("controlled")/"run"))
+    good = replace(world, b=world.a)
+    evaluate(POLICY, TeacherConfig(), good, run, restart=True)
+    return run, good, judge_controls(POLICY, TeacherConfig(), good, run)
+
+
+def control(run, name): return read_jsonl(run/"controls"/f"{name}.jsonl")
+
+
+def test_the_controls_stand_against_the_same_answers_of_the_baseline(controlled):
+    run, cfg, judged = controlled
+    assert set(judged["controls"]) == {"itself", "at_0", "at_0.4", "at_1", "constant"}
+    said, rows = set(), by_id(run)
+    for name in judged["controls"]:
+        found = control(run, name)
+        assert [(r["prompt"], r["b"]) for r in found] == [(rows[i]["prompt"], rows[i]["b"]) for i in range(N)]
+        assert judged["controls"][name]["n"] == N
+        said.add(tuple(r["a"] for r in found))
+    assert len(said) == 5 and tuple(rows[i]["b"] for i in range(N)) not in said, "each has a random stream of its own"
+    assert json.loads((run/"summary.json").read_text())["judge"] == judged
+
+
+def test_a_constant_answer_loses_and_the_truth_says_so_too(controlled):
+    found = controlled[2]["controls"]["constant"]
+    assert says(found) == "worse" and found["truth_win"] == 0
+
+
+def test_the_controls_go_on_where_they_stopped(controlled, tmp_path):
+    run, cfg, judged = controlled
+    there = Path(shutil.copytree(run, tmp_path/"run"))
+    whole = (there/"controls"/"itself.jsonl").read_bytes()
+    (there/"controls"/"itself.jsonl").write_bytes(whole[:len(whole) // 2])
+    (there/"controls"/"constant.jsonl").unlink()
+    saved = json.loads((there/"summary.json").read_text())
+    del saved["judge"]["controls"], saved["judge"]["best_temperature"]
+    (there/"summary.json").write_text(json.dumps(saved))
+    assert judge_controls(POLICY, TeacherConfig(), cfg, there) == judged
+    assert (there/"controls"/"itself.jsonl").read_bytes() == whole
+
+
+def test_a_comparison_that_begins_anew_has_no_controls_of_the_old_one(controlled, tmp_path):
+    run, cfg, _ = controlled
+    there = Path(shutil.copytree(run, tmp_path/"run"))
+    assert "controls" not in evaluate(POLICY, TeacherConfig(), replace(cfg, n=4), there, restart=True)
+    assert not (there/"controls").exists()
+
+
+def test_a_judge_that_loves_the_first_place_is_no_reason_for_a_win(controlled, tmp_path):
+    run, cfg, _ = controlled
+    with serving(replies("A")) as url:
+        teacher = TeacherConfig(url=url, model="m")
+        evaluate(POLICY, teacher, replace(cfg, n=6), tmp_path)
+        found = judge_controls(POLICY, teacher, replace(cfg, n=6), tmp_path)
+    for c in found["controls"].values(): assert (c["win"], c["tie_orders"], c["first_place"]) == (0, 6, 1)
+    assert "constant" in controls_table(found) and "NOT AS IT SHOULD BE" in controls_table(found)
+
+
 # ---- stopped, started again, mixed up
 
 def test_a_restart_repeats_nothing_and_changes_nothing(world, judged, tmp_path):
@@ -190,7 +266,7 @@ def test_a_restart_repeats_nothing_and_changes_nothing(world, judged, tmp_path):
 def test_what_is_judged_is_never_judged_again(world, judged, tmp_path):
     rows = read_jsonl(judged[0]/"verdicts.jsonl")[:30]
     rows[3] |= {"a": "kept as it is"}
-    rows[5] |= {"result": None, "first": None, "error": "HTTP 503: busy"} # this one is, with the answers it has
+    rows[5] |= {"result": None, "first": None, "reply_first": "old", "error": "HTTP 503"} # with its answers
     run = killed(judged, tmp_path, "".join(json.dumps(r) + "\n" for r in rows).encode())
     s = evaluate(POLICY, TeacherConfig(), world, run)
     assert by_id(run)[3]["a"] == "kept as it is" and s["n"] == N and s["unparsed"] == 0

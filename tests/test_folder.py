@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -504,3 +504,41 @@ def test_an_interrupted_cell_leaves_the_kernel_usable_and_goes_on(tmp_path):
         manager.shutdown_kernel(now=True)
     for name in ("responses.jsonl", "samples.jsonl", "pairs.jsonl", "config.yaml"):
         assert (tmp_path/"run"/name).read_bytes() == (tmp_path/"whole"/name).read_bytes(), name
+
+
+TWO_RUNS = """
+import sys
+from pathlib import Path
+from wikidpo.run.config import PolicyConfig, RunTrainConfig
+from wikidpo.run.train import train
+folder = Path(sys.argv[1])
+policy = PolicyConfig(str(folder/"sft.safetensors"), str(folder/"tokenizer.json"))
+how = dict(pairs=str(folder/"pairs.jsonl"), batch_size=2, grad_accum_steps=1, watch=0, valid=0, wandb="offline")
+train(policy, RunTrainConfig(**how, epochs=8), folder/"run")
+train(policy, RunTrainConfig(**how, epochs=1), folder/"next")
+"""
+
+
+def wandbs_of(pid):
+    "The processes that W&B has started for one process"
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError): # it ends while it is looked at
+            parent = int((process/"stat").read_text().rsplit(")", 1)[1].split()[1])
+            if parent == pid and b"wandb" in (process/"cmdline").read_bytes(): found.append(int(process.name))
+    return found
+
+
+def test_wandb_that_is_killed_in_the_middle_stops_no_training(world):
+    "The real one, offline: its process dies of SIGKILL; the run ends as ever, and the next begins with another W&B"
+    log, env = world.out/"metrics.jsonl", {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    training = subprocess.Popen([sys.executable, "-c", TWO_RUNS, str(world.folder)], env=env | {"TQDM_DISABLE": "1"},
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while training.poll() is None and not (log.exists() and log.stat().st_size): time.sleep(.01)
+    assert (killed := wandbs_of(training.pid)), training.communicate()
+    for pid in killed: os.kill(pid, signal.SIGKILL)
+    said, err = training.communicate()
+    assert training.returncode == 0 and not err
+    assert said.count("W&B: is left alone; the metrics are in metrics.jsonl (Connection") == 1 == said.count("\n")
+    assert [row["step"] for row in read_jsonl(log)] == list(range(1, 33)) and (world.out/"dpo.pt").exists()
+    assert list((world.folder/"next"/"wandb").glob("offline-run-*/*.wandb"))

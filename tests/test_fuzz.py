@@ -11,19 +11,23 @@ import random
 import re
 import signal
 from collections import Counter
+from dataclasses import asdict
 from functools import cache, partial
 
 import pytest
 import yaml
 
 from runfolder import make_run, margins, sweep_rows, verdicts, write_jsonl
+from wikidpo.core.chat import encode_prompt, load_tokenizer, render_prompt, SPECIALS
 from wikidpo.core.data import PairDataset
-from wikidpo.core.chat import load_tokenizer
 from wikidpo.core.files import UserError
+from wikidpo.judge.config import TeacherConfig
 from wikidpo.run import records
-from wikidpo.run.config import PromptsConfig, RunTrainConfig
+from wikidpo.run.config import MineConfig, PolicyConfig, PromptsConfig, RunTrainConfig
 from wikidpo.run.profiles import load_profile, section
 from wikidpo.run.prompts import read_prompt_file
+from wikidpo.run.publish import CARD_MARK, dataset_card
+from wikidpo.run.rig import preflight
 from wikidpo.run.sweep import score_table
 from wikidpo.show.curves import curves
 from wikidpo.show.doctor import doctor
@@ -168,6 +172,43 @@ def predicted(path):
     finally: del os.environ["WIKIDPO_PREDICTIONS"]
 
 
+def templated(path):
+    "The template in use: a prompt through it, and back"
+    tok = load_tokenizer(path.with_name("tokenizer.json"))
+    return tok.chat, tok.decode(encode_prompt(tok, "Who?"), skip_special_tokens=False)
+
+
+def same_template(path, found):
+    "Each value is the file's; what is asked stands between prefix and suffix"
+    chat, prompt = found
+    if path.name == "chat.json":
+        there = json.loads(path.read_bytes().decode("utf-8-sig"))
+        assert {name: value for name, value in asdict(chat).items() if name in there} == there | {
+            "specials": tuple(there["specials"])}
+    assert render_prompt("Who?", chat) == f"{chat.prefix}Who?{chat.suffix}" and isinstance(prompt, str)
+
+
+def whole_card(path, card):
+    "The head is YAML of known names, each table has its rows, what fences hold does not end them, nothing is invisible"
+    _, head, body = card.split("---\n", 2)
+    assert set(yaml.safe_load(head)) == {"license", "task_categories", "tags", "size_categories", "configs"}
+    assert CARD_MARK in body and body.count("\n```") == 6 and body.count("\n| ") == 9 and body.count("\n## ") == 3
+    assert all(line.isprintable() for line in card.split("\n"))
+
+
+def rigged(path):
+    "What `wikidpo rig` looks at before it measures, line by line; what will not do is a refusal"
+    folder = path.parent
+    policy = PolicyConfig(checkpoint=str(DATA/"model.safetensors"), tokenizer=str(folder/"tokenizer.json"))
+    mine = MineConfig(prompts=str(folder/"prompts.jsonl"), n_prompts=3, max_new=8, batch=1)
+    checks = preflight(policy, TeacherConfig(), mine, folder)
+    lines = "\n".join(map(str, checks)).split("\n")
+    assert all(line.isprintable() and line[:4] in ("ok  ", "NO  ", "--  ", "    ") for line in lines)
+    assert len(checks) <= len(lines) <= 2 * len(checks)
+    if bad := [check.found for check in checks if check.ok is False]: raise UserError(bad[0])
+    return lines
+
+
 LINES = {"prompts": records.Prompt, "responses": records.Answer, "samples": records.Sample, "pairs": records.Pair,
          "verdicts": records.Verdict, "margins": records.Margins, "metrics": records.Metrics, "votes": records.Vote,
          "instructions": records.Written}
@@ -189,12 +230,33 @@ READERS |= {
     "training pairs": Reader(("pairs.jsonl",), lambda path: PairDataset(path, tokenizer(), 64), whole_ids),
     "profile": Reader(("config.yaml",), configured, configs_are_sound),
     "prompt file": Reader(("prompts.jsonl",), lambda path: read_prompt_file(path, PromptsConfig())),
+    "chat.json": Reader(("chat.json",), templated, same_template, cost=6),
+    "tokenizer.json": Reader(("tokenizer.json",), templated, same_template, cost=30),
+    "card": Reader(("config.yaml", "summary.json", "pairs.jsonl"), lambda path: dataset_card(path.parent), whole_card,
+                   cost=10),
+    "rig": Reader(("chat.json", "tokenizer.json", "prompts.jsonl"), rigged, cost=100),
     "doctor": Reader(RUN, lambda path: doctor(path.parent), cost=2),
     "sweep": Reader(("sweep.json", "prediction.json"), lambda path: score_table(path.parent), cost=3),
     "vote": Reader(("votes.jsonl",), voted, cost=3),
     "inspector": Reader(("pairs.jsonl", "samples.jsonl"), inspected, cost=20),
     "figures": Reader(RUN[:4], figures, cost=60),
     "report": Reader(RUN, written_report, whole_page, cost=60)}
+
+
+def make_mined(folder):
+    "What a mining says of itself, and the files that it names"
+    (folder/"policy.pt").write_bytes(b"a checkpoint")
+    (folder/"tokenizer.json").write_bytes((DATA/"tokenizer.json").read_bytes())
+    (folder/"chat.json").write_text(json.dumps({"prefix": "<|user|>\n", "suffix": "\n<|end|>\n<|assistant|>\n",
+                                                "end": "<|end|>", "specials": list(SPECIALS), "trim": True}))
+    mined = {"prompts": "prompts.jsonl", "temps": [.7, 1.3], "gap": 2, "best": 6, "seed": 0, "top_k": 50, "max_new": 64,
+             "policy": {"checkpoint": str(folder/"policy.pt"), "tokenizer": str(folder/"tokenizer.json")},
+             "teacher": {"model": "a-judge", "expected": False}}
+    train = {"beta": .1, "lr": 1e-4, "epochs": 1, "seed": 3}
+    (folder/"config.yaml").write_text(json.dumps({"mine": mined, "train": train}))
+    counted = {"prompts": 12, "responses": 48, "tie": 1, "bad": 2, "unscored": 1, "unparsable": 3, "survival": .6}
+    summary = json.loads((folder/"summary.json").read_text())
+    (folder/"summary.json").write_text(json.dumps(summary | {"mine": summary["mine"] | counted}))
 
 
 def make_good(folder):
@@ -211,7 +273,7 @@ def make_good(folder):
     write_jsonl(folder/"prompts.jsonl", [{"prompt": f"Which river runs through {i}?"} for i in range(3)])
     write_jsonl(folder/"votes.jsonl", [{"prompt_id": i, "vote": "tie", "shown_first": "a"} for i in (3, 5, 6)])
     write_jsonl(folder/"instructions.jsonl", [{"passage": "ab12", "kind": "list", "reply": "Name them."}])
-    (folder/"config.yaml").write_text(json.dumps({"train": {"beta": .1, "lr": 1e-4, "epochs": 1, "seed": 3}}))
+    make_mined(folder)
     (folder/"sweep.json").write_text(json.dumps(sweep_rows()))
     (folder/"prediction.json").write_text(json.dumps({"margin": .05, "closest": .5, "wins": .1}))
     stored = {"03-colder": {"question": "?", "answer": "yes", "outcome": "no"}}

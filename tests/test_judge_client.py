@@ -138,9 +138,10 @@ def test_a_password_in_the_url_is_not_shown():
     assert "pass@" not in str(e.value) and "http://127.0.0.1" in str(e.value)
 
 @pytest.mark.parametrize("url", [
-    "", "localhost:8000", "ftp://x/v1", "http://", "Offline", "http://me:se/cret@host/v1", "me:secret@host/v1"])
+    "", "localhost:8000", "ftp://x/v1", "http://", "Offline", "http://me:se/cret@host/v1", "me:secret@host/v1",
+    "http://127.0.0.1:99999/v1", f"http://{'a' * 64}/v1", "http://a..b/v1", f"ftp://{'a.' * 1500}com/v1"])
 def test_no_url(url):
-    with pytest.raises(UserError, match="teacher.url") as e: make_client(url)
+    with pytest.raises(UserError, match="teacher.url is .*such as http://127.0.0.1:8000/v1$") as e: make_client(url)
     assert "cret" not in str(e.value)
 
 def test_secrets_in_the_url_travel_and_stay_unwritten(scripted):

@@ -1,6 +1,7 @@
 "The offline teacher: the truth, errors of a known size, canaries, and a server that refuses what it cannot judge"
 import asyncio
 import json
+import math
 import os
 import random
 import signal
@@ -37,6 +38,20 @@ def careful():
 
 
 # --- its errors
+
+FAR = dict(noise=1000), dict(noise=0, length_bias=-1000), dict(noise=0, length_bias=1000)
+
+@pytest.mark.parametrize("habits", FAR)
+def test_a_reading_far_from_every_label_has_probabilities_too(habits):
+    "Where a normal curve around the reading is 0 at each of the ten labels, the nearest label is certain"
+    judge = OfflineTeacher(**habits)
+    for text in answers(Q).values():
+        likely = judge.logprobs(Q, text)
+        assert sum(map(math.exp, likely.values())) == pytest.approx(1)
+    client = make_client(**habits)
+    probe = check_teacher(client, M, expected=True)
+    for text in answers(Q).values(): assert 1 <= ask_score(client, M, Q, text, probe).value <= 10
+
 
 def test_oracle_says_the_truth():
     client, rng = make_client(noise=0, position_bias=0), random.Random(5)

@@ -1,7 +1,11 @@
 "Many calls at once: each once, none lost, an end to it when the teacher dies, and nothing written after the end"
+import os
 import random
+import signal
 import threading
 import time
+import tracemalloc
+from collections import Counter
 
 import pytest
 from model_server import Q, error, free_port, reply, scripts
@@ -151,3 +155,78 @@ def test_pool_tries_an_item_three_times_and_no_more():
     with pytest.raises(TeacherLost):
         with JudgePool(fn, print, concurrency=1, max_lost=50) as pool: pool.submit([7])
     assert tried == [7] * 3
+
+
+# ---- a queue that is no longer than it must be
+
+def test_pool_takes_no_more_items_than_it_has_room_for():
+    "While the teacher stands still, a generator of a million rows is read so far and no further"
+    go, taken, out = threading.Event(), [], []
+    def rows():
+        for i in range(10**6):
+            if len(out) >= 500: return
+            taken.append(i)
+            yield i
+    def fn(i):
+        go.wait()
+        return i
+    with JudgePool(fn, keep_in(out), concurrency=4, waiting=50) as pool:
+        feeder = threading.Thread(target=pool.submit, args=(rows(),))
+        feeder.start()
+        while len(taken) < 55: time.sleep(.001) # the last of them is in the hand of `submit`
+        time.sleep(.1)
+        assert len(taken) == 55 and not out
+        go.set()
+        feeder.join()
+    assert sorted(out) == taken and len(taken) >= 500
+
+def test_pool_that_stops_wakes_who_waits_for_room():
+    go = threading.Event()
+    def fn(i):
+        go.wait()
+        raise TeacherLost("gone")
+    with pytest.raises(TeacherLost, match="3 calls in a row failed. The last: gone"):
+        with JudgePool(fn, print, concurrency=2, max_lost=3, waiting=5) as pool:
+            threading.Timer(.05, go.set).start()
+            pool.submit(range(1000))
+            pytest.fail("submit must raise")
+
+def test_pool_ctrl_c_reaches_who_waits_for_room():
+    "A real SIGINT, while `submit` waits"
+    go, out = threading.Event(), []
+    def fn(i):
+        go.wait()
+        return i
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        while not pool.ending: time.sleep(.01)
+        go.set()
+    with pytest.raises(KeyboardInterrupt):
+        with JudgePool(fn, keep_in(out), concurrency=3, waiting=5) as pool:
+            threading.Timer(.1, interrupt).start()
+            pool.submit(range(1000))
+            pytest.fail("submit must be interrupted")
+    assert sorted(out) == [0, 1, 2]
+
+def test_pool_lost_calls_find_room_in_a_full_queue():
+    "Each call is lost twice, with one place to wait: what is put back never waits for itself"
+    tries, out = Counter(), []
+    def fn(i):
+        tries[i] += 1
+        if tries[i] < 3: raise TeacherLost("hiccup")
+        return i
+    with JudgePool(fn, keep_in(out), concurrency=2, max_lost=10**6, waiting=1) as pool: pool.submit(range(200))
+    assert sorted(out) == list(range(200)) and set(tries.values()) == {3}
+
+def test_pool_holds_few_of_many_rows():
+    "20,000 rows of 2 kB pass through: of their 40 MB, no more than the queue's share is there at a time"
+    def rows():
+        for i in range(20_000): yield {"id": i, "text": f"{i} " * 400}
+    def judge():
+        with JudgePool(lambda row: 7, lambda row, score: None, concurrency=4, waiting=500) as pool:
+            pool.submit(rows())
+    tracemalloc.start()
+    try:
+        judge()
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally: tracemalloc.stop()

@@ -9,6 +9,7 @@ from wikidpo.cli import main
 from wikidpo.core.chat import encode_prompt, load_tokenizer
 from wikidpo.core.files import read_jsonl
 from wikidpo.judge.offline import offline_app, serving, STAND_INS
+from wikidpo.run.folder import writing
 from wikidpo.run.mine import read_prompts
 from wikidpo.run.prompts import (counts_table, cut_passages, first_user_turn, looks_english, Neighbours, shingles,
                                  source_kind)
@@ -231,6 +232,45 @@ def test_a_teacher_that_dies_then_the_same_command(texts, tmp_path, capsys):
     assert kept(out) == kept(tmp_path/"whole") and counts(out)["mine"] == counts(tmp_path/"whole")["mine"]
     write_about(texts, out, again := Watched())
     assert again.asked == [] and kept(out) == kept(tmp_path/"whole")
+
+class Stubborn(Watched):
+    "Never writes a question about the first of the passages, until it is well again"
+    ill = True
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http": return await self.app(scope, receive, send)
+        message = await receive()
+        async def again(): return message
+        body = message.get("body", b"")
+        if b"Write one instruction" in body and b"a question that" in body and b"1500" in body and self.ill:
+            self.asked.append(body)
+            return await JSONResponse({"error": {"message": "not this one"}}, 500)(scope, again, send)
+        await super().__call__(scope, again, send)
+
+def test_a_request_that_never_succeeds_costs_one_prompt_and_is_asked_again(texts, tmp_path, capsys):
+    write_about(texts, tmp_path/"whole", Watched())
+    out, app = tmp_path/"p", Stubborn()
+    write_about(texts, out, app)
+    said = capsys.readouterr().out
+    assert "prompts: 1 of 120 instructions have no reply (1 times: " in said and "not this one" in said
+    assert counts(out)["dropped"]["without a reply"] == 1 and len(app.asked) == 119 + 3
+    assert "HTTP 500" in str(counts(out)["no_reply"])
+    app.ill, app.asked = False, []
+    write_about(texts, out, app)
+    assert len(app.asked) == 1 and kept(out) == kept(tmp_path/"whole") and "no_reply" not in counts(out)
+    assert "no reply" not in capsys.readouterr().out
+
+def test_one_writer_at_a_time(texts, tmp_path, capsys):
+    out, path = tmp_path/"p", jsonl(tmp_path/"q.jsonl", [{"prompt": q} for q in QUESTIONS])
+    with writing(out):
+        for source in (texts, path, "grounded"):
+            assert "p: is being written by process" in refused(capsys, out, source, "--n-eval", 10, nothing=False)
+        assert [f.name for f in out.iterdir()] == [".lock"]
+    out.mkdir()
+    (out/".lock").write_text("process 1 on a machine that lost its power\n")
+    (out/".counts.json.999999999.tmp").write_text("{")
+    run(path, "--out", out, "--n-eval", 9)
+    assert sorted(f.name for f in out.iterdir()) == ["counts.json", "prompts_eval.jsonl", "prompts_mine.jsonl"]
 
 def test_another_run_or_another_folder_is_refused(texts, tmp_path, capsys):
     out = tmp_path/"p"

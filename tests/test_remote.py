@@ -222,6 +222,29 @@ def test_sigint_then_the_same_command_samples_no_unit_twice(up, tmp_path, monkey
     main(["mine", *WORDS, "--policy-url", *other, "--out", str(run)])
     assert contents(run) == before
 
+def test_a_server_that_fails_again_and_again_ends_the_run_and_the_same_command_goes_on(up, tmp_path, capsys):
+    "It dies in the second unit: twenty failures in a row, one line, the first unit kept and not sampled again"
+    ill = Log(lambda ask, answer: answer if ill.well or ask["top_k"] == 1 or ask["seed"] < 2 * UNIT + 3 else None)
+    ill.well, out, n = False, tmp_path/"run", UNIT + 9
+    words = ["mine", *WORDS[:2], "--n-prompts", str(n), *WORDS[4:], "--out", str(out), "--policy-concurrency", "8"]
+    with pytest.raises(SystemExit) as e: main([*words, "--policy-url", *up(ill)])
+    said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert e.value.code == 2 and len(said) == 1 and said[0].startswith("error: no server of the policy at http://127.")
+    assert "HTTP 500: engine is dead" in said[0] and "the same command goes on from here" in said[0]
+    lost = sum(a["seed"] >= 2 * UNIT + 3 for a in ill.samples())
+    assert 20 <= lost <= 3 * (20 + 8) # three attempts each; eight were in flight
+    assert len(read_jsonl(out/"responses.jsonl")) == 2 * UNIT
+    assert {f.name for f in out.iterdir()} == {"config.yaml", "responses.jsonl", "samples.jsonl"}
+    before = len(ill.asked)
+    ill.well = True
+    main([*words, "--policy-url", *up(ill)])
+    assert min(a["seed"] for a in ill.asked[before:] if a["top_k"] != 1) >= 2 * UNIT
+    exchanges = zip(ill.asked, ill.answers)
+    drawn = {a["seed"]: answer["choices"][0]["token_ids"] for a, answer in exchanges if a["top_k"] != 1}
+    rows = read_jsonl(out/"responses.jsonl")
+    assert [row["ids"] + [END] * row["finished"] for row in rows] == [drawn[seed] for seed in range(2 * n)]
+    assert len(read_jsonl(out/"samples.jsonl")) == 2 * n and read_jsonl(out/"pairs.jsonl")
+
 @pytest.mark.parametrize("words, says", [
     (["--engine", "vllm"], "mine.policy_url is not"),
     (["--policy-url", "http://127.0.0.1:9/v1"], "mine.engine is local"),

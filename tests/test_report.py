@@ -7,7 +7,9 @@ import yaml
 
 from runfolder import make_run, write_jsonl
 from wikidpo.core.files import read_jsonl, UserError
+from wikidpo.run.evaluate import summarize
 from wikidpo.show.report import ENV, report, REPORT_SECTIONS
+from wikidpo.show.winrate import write_winrate
 
 
 class Page(HTMLParser):
@@ -163,6 +165,42 @@ def test_parts_may_be_missing(tmp_path, steps, has, hasnt):
     p = page(make_run(tmp_path/"run", steps))
     assert has in p.words and hasnt not in p.words
     assert_inert(p)
+
+
+@pytest.fixture
+def compared(tmp_path):
+    "A judged run whose summary has all that is known today, controls too"
+    run = make_run(tmp_path/"run")
+    saved = json.loads((run/"summary.json").read_text())
+    judged = summarize(read_jsonl(run/"verdicts.jsonl"))
+    saved["judge"] |= judged | {"controls": {"itself": judged, "constant": judged}}
+    (run/"summary.json").write_text(json.dumps(saved))
+    return run
+
+
+def test_a_comparison_is_told_with_all_its_numbers(compared):
+    p = page(compared)
+    for words in ("DPO's win rate against SFT is", "ties counted half", "What the comparison says", "orders disagreed",
+                  "among decided", "net, wins minus losses", "the first place wins", "sign test", "four times in five",
+                  "a true 55.0% needs", "Controls", "NOT AS IT SHOULD BE"):
+        assert words in p.words, words
+    assert_inert(p)
+    assert p.tags.count("svg") == 6 + 3 and report(compared).read_bytes() == report(compared).read_bytes()
+    drawn = [v for t, k, v in p.attrs if (t, k) == ("svg", "aria-label")]
+    assert any(v.startswith("how the prompts went: ") for v in drawn)
+    assert write_winrate(compared).read_bytes() == write_winrate(compared).read_bytes()
+
+
+FOUND = [(35, 20, "cannot tell"), (36, 19, "DPO is better"), (5, 30, "DPO is worse")]
+
+@pytest.mark.parametrize("win, loss, says", FOUND)
+def test_better_is_said_where_the_exact_test_says_so(tmp_path, win, loss, says):
+    "Wilson's interval of 35 to 20 lies above one half, and a fair coin does that in more than one case of twenty"
+    run = make_run(tmp_path/"run")
+    saved = json.loads((run/"summary.json").read_text())
+    saved["judge"] |= {"win": win, "loss": loss}
+    (run/"summary.json").write_text(json.dumps(saved))
+    assert says in page(run).words
 
 
 def test_one_sided_results(tmp_path):

@@ -229,8 +229,9 @@ def test_a_run_that_explodes_says_so(data):
 
 # --- `wikidpo train`
 
-CHANGES = dict(seed=1, pairs="other", block_size=24, beta=.2, loss_type="ipo", label_smoothing=.1, lr=1e-3, epochs=2,
-               batch_size=4, grad_accum_steps=1, warmup_steps=0, max_grad_norm=.01, precision="bf16", valid=.25)
+CHANGES = dict(seed=1, pairs="other", block_size=24, beta=.2, loss_type="ipo", label_smoothing=.1, gamma=.5,
+               sft_weight=1., lr=1e-3, epochs=2, batch_size=4, grad_accum_steps=1, warmup_steps=0, max_grad_norm=.01,
+               precision="bf16", valid=.25)
 LOOKS = {f.name for f in fields(RunTrainConfig) if f.name.startswith("eval_")} | {"on_sickness"}    # test_watch.py
 ELSEWHERE = LOOKS | {"wandb", "project", "reference", "save_every", "shard", "watch"} # test_ranks.py, test_widgets.py
 
@@ -260,6 +261,9 @@ def test_every_field_of_the_configuration_changes_something_or_is_refused(files,
     if name == "block_size":
         assert any(len(prompt) >= 24 for prompt, *_ in data.rows)
         with pytest.raises(UserError, match="leaves no room"): metrics_of(files, name, block_size=24)
+        return
+    if name == "gamma":
+        with pytest.raises(UserError, match="gamma has no effect"): metrics_of(files, name, gamma=value)
         return
     assert metrics_of(files, name, **{name: value}) != (files/"base"/"metrics.jsonl").read_text()
 

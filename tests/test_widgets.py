@@ -23,7 +23,8 @@ from wikidpo.show.vote import BlindVote, kappa
 from wikidpo.show import widgets
 from wikidpo.show.widgets import LIVE, STATIC
 
-SETTINGS = [("dpo", 0.), ("dpo", .1), ("dpo", .49), ("ipo", 0.), ("hinge", 0.)] # loss_type, label_smoothing
+# loss_type, label_smoothing
+SETTINGS = [("dpo", 0.), ("dpo", .1), ("dpo", .49), ("robust", .1), ("ipo", 0.), ("hinge", 0.)]
 BETAS, MARGINS = (.01, .1, .5, 1.), (-700., -29.4, -3., 0., .7, 4., 31.5, 650.)
 
 
@@ -31,8 +32,10 @@ def exact_loss_and_slope(loss_type, z, b, e):
     "With as many digits as mpmath is set to"
     if loss_type == "ipo": return (z - 1 / (2 * b)) ** 2, 2 * (z - 1 / (2 * b))
     if loss_type == "hinge": return max(mpmath.mpf(0), 1 - b * z), -b if b * z < 1 else mpmath.mpf(0)
-    loss = (1 - e) * mpmath.log1p(mpmath.exp(-b * z)) + e * mpmath.log1p(mpmath.exp(b * z))
-    return loss, -b * ((1 - e) / (1 + mpmath.exp(b * z)) - e / (1 + mpmath.exp(-b * z)))
+    sign, whole = (-1, 1 - 2 * e) if loss_type == "robust" else (1, 1)
+    loss = (1 - e) * mpmath.log1p(mpmath.exp(-b * z)) + sign * e * mpmath.log1p(mpmath.exp(b * z))
+    slope = -b * ((1 - e) / (1 + mpmath.exp(b * z)) - sign * e / (1 + mpmath.exp(-b * z)))
+    return loss / whole, slope / whole
 
 
 def reference():

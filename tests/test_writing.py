@@ -1,10 +1,13 @@
 "What is written is whole, at once, and nobody's code is run when it is read again"
 import json
+import math
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +15,12 @@ import torch
 from engines import MINI, random_model
 from wikidpo.core.files import UserError, read_jsonl
 from wikidpo.engine.distributed import load_state, save_state
-from wikidpo.engine.reference_cache import cached_table, logps_table, weights_digest
+from wikidpo.engine.reference_cache import cached_table, code_digest, logps_table, weights_digest
+from wikidpo.models.adopt import load_model_py
 from wikidpo.models.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
 from wikidpo.run.folder import JsonlWriter, update_json, write_atomic, write_jsonl
+
+PACKAGE = Path(__file__).parent.parent/"wikidpo"
 
 # ---- files
 
@@ -164,6 +170,67 @@ def test_a_table_is_made_once_for_each_key_and_kept(tmp_path):
     before = len(list(tmp_path.iterdir()))
     cached_table(make, ["pairs", 1], None)
     assert len(asked) == 3 and len(list(tmp_path.iterdir())) == before
+
+
+TWO_STEPS = """
+import copy, json, sys
+from pathlib import Path
+import wikidpo
+from wikidpo.core.chat import load_tokenizer
+from wikidpo.core.config import TrainConfig
+from wikidpo.core.data import PairDataset
+from wikidpo.core.train import freeze, train_dpo
+from wikidpo.engine.scoring import TrainingParts
+from wikidpo.engine.training import TrainingEngine
+from wikidpo.models.checkpoints import load_checkpoint
+from wikidpo.world.facts import DATA
+policy = load_checkpoint(DATA/"model.safetensors")
+data = PairDataset(sys.argv[1], load_tokenizer(DATA/"tokenizer.json"), 256)
+engine = TrainingEngine(lambda policy: TrainingParts(), cache=Path(sys.argv[2]))
+cfg = TrainConfig(batch_size=4, grad_accum_steps=1)
+history = train_dpo(policy, freeze(copy.deepcopy(policy)), data, cfg, engine)
+print(json.dumps([wikidpo.__file__, history[0]["reward/margin"], history[0]["loss"]]))
+"""
+
+
+def test_a_changed_scorer_does_not_read_what_another_wrote(tmp_path):
+    "A copy of the package, whose log-probabilities become twice as large between two runs with one cache"
+    package, pairs, cache = tmp_path/"wikidpo", tmp_path/"pairs.jsonl", tmp_path/"cache"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("data", "__pycache__"))
+    (package/"data").symlink_to(PACKAGE/"data")
+    write_jsonl(pairs, read_jsonl(PACKAGE/"data"/"miniwiki"/"pairs.jsonl")[:8])
+    def run():
+        done = subprocess.run([sys.executable, "-c", TWO_STEPS, str(pairs), str(cache)], capture_output=True, text=True,
+                              cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+        assert done.returncode == 0, done.stderr
+        where, *numbers = json.loads(done.stdout)
+        assert where == str(package/"__init__.py")
+        return numbers
+    assert run() == [0, pytest.approx(math.log(2), abs=1e-6)] and len(list(cache.iterdir())) == 1
+    scorer = package/"engine"/"shared_prompt.py"
+    code = scorer.read_text()
+    scorer.write_text(code.replace("chosen, rejected = sums.chunk(2)", "chosen, rejected = (2 * sums).chunk(2)"))
+    assert scorer.read_text() != code
+    assert run() == [0, pytest.approx(math.log(2), abs=1e-6)] and len(list(cache.iterdir())) == 2
+
+
+SQUARE = "class Square(torch.nn.Module):\n    def forward(self, x): return x * x\n"
+MODEL_PY = ("import torch\nfrom square import Square\nclass GPTConfig: pass\nclass GPT(torch.nn.Module):\n"
+            "    def __init__(self):\n        super().__init__()\n        self.square = Square()\n"
+            "    def forward(self, ids): return self.square(ids)\n")
+
+
+@pytest.mark.parametrize("name", ["model.py", "square.py"])
+def test_a_learner_s_changed_model_py_is_another_reference(tmp_path, name):
+    def digest():
+        (tmp_path/"model.py").write_text(MODEL_PY)
+        (tmp_path/"square.py").write_text("import torch\n" + SQUARE)
+        return code_digest(load_model_py(tmp_path/"model.py").GPT())
+    before = digest()
+    assert digest() == before != code_digest(MINI)
+    model = load_model_py(tmp_path/"model.py").GPT()
+    (tmp_path/name).write_text((tmp_path/name).read_text() + "# changed\n")
+    assert code_digest(model) != before
 
 
 def test_a_table_holds_each_pair_in_its_own_place():

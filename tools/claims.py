@@ -15,7 +15,7 @@ from style import Text
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "nbs/appendix/claims.ipynb"
-LAST = 12  # the lesson after it measures nothing: its statements link to the others
+CLOSING = 13  # measures nothing: its statements link to the others
 RECAP = "## What you should have seen\n"
 LINK = re.compile(r" \[checked\]\(#cell-id=([\w-]+)\)")
 LONGEST = 120  # characters of an assertion
@@ -25,12 +25,12 @@ HEAD = """# What is claimed, and what asserts it
 
 A lesson ends with what it should have shown you. Each of those sentences links to the cells that check it, and a cell \
 whose assertion fails stops the run of its notebook, which every change of this project has to survive: `make test` \
-runs all of them. Here the three stand side by side, for lessons 00 to {last}: {sentences} sentences, {cells} cells, \
-{assertions} assertions. A number from a file under `nbs/results` or from the arithmetic of a small world is asserted \
-to the digits that its sentence shows. A number from a run that trains may differ in its last digits from one machine \
-to the next: there the sentence says "about" or gives fewer digits, and the assertion is a range that keeps it true. \
-A cell asserts what other sentences of its lesson say as well, so a row may hold more than its sentence needs; a long \
-assertion is cut.
+runs all of them. Here the three stand side by side, for all lessons but the closing one: {sentences} sentences, \
+{cells} cells, {assertions} assertions. A number from a file under `nbs/results` or from the arithmetic of a small \
+world is asserted to the digits that its sentence shows. A number from a run that trains may differ in its last \
+digits from one machine to the next: there the sentence says "about" or gives fewer digits, and the assertion is a \
+range that keeps it true. A cell asserts what other sentences of its lesson say as well, so a row may hold more than \
+its sentence needs; a long assertion is cut.
 
 `python tools/claims.py` writes this page from the lessons, and a test looks that it is up to date and that each \
 sentence has its cell. Edit the lessons, never this page."""
@@ -46,7 +46,7 @@ class Sentence:
 
 def lessons() -> list[Path]:
     found = sorted((ROOT / "nbs/lessons").glob("[0-9][0-9]_*.ipynb"))
-    return [path for path in found if int(path.name[:2]) <= LAST]
+    return [path for path in found if int(path.name[:2]) != CLOSING]
 
 
 def sentences(nb) -> list[Sentence]:
@@ -111,7 +111,7 @@ def page() -> str:
     said = [sentence for nb in read.values() for sentence in sentences(nb)]
     linked = {(path, cell) for path, nb in read.items() for sentence in sentences(nb) for cell in sentence.cells}
     held = [assertions(c.source) for path, nb in read.items() for c in nb.cells if (path, c.id) in linked]
-    head = HEAD.format(last=LAST, sentences=len(said), cells=len(linked), assertions=sum(map(len, held)))
+    head = HEAD.format(sentences=len(said), cells=len(linked), assertions=sum(map(len, held)))
     cells = [new_markdown_cell(head, id="claims-head")]
     cells += [new_markdown_cell(table(path.name, nb), id=f"claims-{path.name[:2]}") for path, nb in read.items()]
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}

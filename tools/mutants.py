@@ -131,7 +131,7 @@ STATISTICS = [
         ("alpha/2)/(2*math.sqrt(m))", "alpha)/(2*math.sqrt(m))"),
         ("+ normal.cdf((.5 - p - edge)/sd)", ""),
         ("if m <= 0 or power(high, m, alpha) < chance: return 1.", "if m <= 0: return 1."),
-        ("chance:float=.8", "chance:float=.9"),
+        ("comparisons\n               chance:float=.8", "comparisons\n               chance:float=.9"),
         ("[(num[i].sum(), den[i].sum()) for i in draws]", "[(num[i].sum(), den.sum()) for i in draws]"),
         ("rng.integers(len(num), size=len(num))", "rng.integers(len(num), size=len(num)//2)"),
         ("level:float=.95", "level:float=.90"),
@@ -149,12 +149,37 @@ STATISTICS = [
          '(row["truth_a"] > row["truth_b"]) - (row["truth_a"] <= row["truth_b"])'),
         ('if s and r["result"] != "tie"]', "if s]"),
         ('read = [r for r in rows if r["result"] is not None]', "read = list(rows)"),
-        ('results["a"], results["tie"], results["b"]', 'results["b"], results["tie"], results["a"]'),
-        ("low, high = wilson(win, win + loss)\n    def chars",
-         "low, high = wilson(win, win + tie + loss)\n    def chars"),
-        ('"mde": detectable(win + loss)', '"mde": detectable(win + tie + loss)'),
+        ('bootstrap([len(r["a"]) - len(r["b"])', 'bootstrap([len(r["b"]) - len(r["a"])'),
+    ),
+    *changes(
+        "core/stats.py", "test_winrate.py",
+        ('win, tie, loss = (results.count(r) for r in ("a", "tie", "b"))',
+         'loss, tie, win = (results.count(r) for r in ("a", "tie", "b"))'),
+        ('said = read.count(("TIE", "TIE"))', "said = tie"),
+        ("tail += ways # in which", "tail = ways # in which"),
+        ("return min(1., 2*tail/2**m)", "return min(1., tail/2**m)"),
+        ("alike = len(set(scores)) == 1", "alike = False"),
+    ),
+    *changes(
+        "run/winrate.py", "test_winrate.py"
+        " test_evaluate.py::test_summarize_counts_and_leaves_out_what_could_not_be_read"
+        " test_evaluate.py::test_what_is_detectable_and_how_the_lengths_differ_depend_on_the_decided",
+        ("low, high = wilson(win, win + loss)", "low, high = wilson(win, win + tie + loss)"),
+        ("mde = tie/(win + tie + loss), detectable(win + loss)",
+         "mde = tie/(win + tie + loss), detectable(win + tie + loss)"),
         ('"decided_win_rate": win/(win + loss)', '"decided_win_rate": win/(win + tie + loss)'),
-        ('len(r["a"]) - len(r["b"])', 'len(r["b"]) - len(r["a"])'),
+        ("np.repeat([1., -1.], len(first))", "np.repeat([1., 1.], len(first))"),
+        ("[1 - points[v] for v in second]", "[points[v] for v in second]"),
+        ("np.tile(times, (2, 1))", "np.repeat(times, 2, 0)"),
+        ("if not min(longer) <= 0 <= max(longer): return None, 0., 1.", "if False: return None, 0., 1."),
+        ("ALARM = .05", "ALARM = .1"),
+        ("np.abs(sums) >= abs(steps.sum())", "np.abs(sums) > abs(steps.sum())"),
+    ),
+    *changes(
+        "run/controls.py", "test_winrate.py"
+        " test_evaluate.py::test_the_controls_stand_against_the_same_answers_of_the_baseline",
+        ("read(name, 0))[0])", "read(name, 1))[0])"),
+        ("(stream + 1)*FAR", "0*FAR"),
     ),
     *changes(
         "run/evaluate.py", "test_evaluate.py::test_the_temperature_is_that_of_the_configuration"
@@ -211,7 +236,8 @@ STATISTICS = [
         ("if tries < 3: return self.todo.put((item, tries + 1))", "pass"),
         ("if self.closed: return", ""),
         ("else: self.lost = 0", "else: pass"),
-        ("if self.failed: raise self.failed\n            with", "with"),
+        ("if self.failed: raise self.failed\n                self.left", "self.left"),
+        ("lambda: self.failed or self.left < self.room", "lambda: True"),
     ),
 ]
 
@@ -229,6 +255,16 @@ TRAINING = [
         ("(1 - label_smoothing) * dpo_loss(z, beta)", "dpo_loss(z, beta)"),
         ("if not 0 < beta < math.inf:", "if not 0 <= beta < math.inf:"),
         ("check_loss_options(beta, loss_type, label_smoothing)\n", "pass\n"),
+    ),
+    *changes(
+        "core/loss.py", "test_family.py::test_known_values"
+        " test_family.py::test_every_option_changes_the_loss_or_is_refused",
+        (" - gamma / beta", ""),
+        ("chosen / self.chosen_tokens, rejected / self", "chosen / self.rejected_tokens, rejected / self"),
+        ("torch.sigmoid(beta * rejected)", "torch.sigmoid(-beta * rejected)"),
+        ("torch.sigmoid(beta * chosen) + ", ""),
+        ("logp - torch.log(-torch.expm1(logp))", "logp"),
+        ("return loss + sft_weight * sft_loss(p) if sft_weight else loss", "return loss"),
     ),
     *changes(
         "core/logps.py", "test_training.py::test_seq_logprob_is_the_definition_for_any_ragged_batch"
@@ -279,6 +315,8 @@ TRAINING = [
         ("torch.stack([chosen, rejected], 1)", "torch.stack([rejected, chosen], 1)"),
         ("hashlib.sha256(json.dumps(key).encode())", "hashlib.sha256(json.dumps(key[:1]).encode())"),
         ("if folder and rank() == 0:", "if False:"),
+        ("h.update(hashlib.sha256(path.read_bytes()).digest())", "h.update(path.name.encode())"),
+        ("theirs = [_file_of(type(part).forward) for part in model.modules()]", "theirs = []"),
     ),
     *changes(
         "engine/distributed.py", "test_writing.py",

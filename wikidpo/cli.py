@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UNPREFIXED', 'VERBS', 'OPTIONAL', 'CONFIGS', 'LINES', 'Common', 'Step', 'Mine', 'Merge', 'say', 'Prompts', 'Publish',
-           'Train', 'Judge', 'Report', 'Doctor', 'Lesson', 'Rig', 'Teacher', 'Sweep', 'Sft', 'Export', 'Import',
-           'Lessons', 'ProfileFlags', 'step_config', 'one_line', 'refuse_empty', 'parse', 'how_judged', 'table',
-           'usage', 'Terminated', 'hearing_sigterm', 'leave', 'system_says', 'keep_traceback', 'complain', 'told_once',
-           'main']
+           'Train', 'Judge', 'Report', 'Compare', 'Doctor', 'Lesson', 'Rig', 'Teacher', 'Sweep', 'Sft', 'Export',
+           'Import', 'Lessons', 'ProfileFlags', 'step_config', 'one_line', 'refuse_empty', 'parse', 'how_judged',
+           'table', 'usage', 'Terminated', 'hearing_sigterm', 'leave', 'system_says', 'keep_traceback', 'complain',
+           'told_once', 'main']
 
 # %% ../nbs/cli.ipynb #5d8c95d0
 import io, os, signal, sys, tempfile, threading, traceback
@@ -106,16 +106,26 @@ class Train(Step):
         from wikidpo.run.train import train
         return {"train": train(self.policy, self.train, self.out, self.restart, self.teacher)}
 
+# %% ../nbs/cli.ipynb #wrclijud
 @dataclass
 class Judge(Step):
     "Win rate of the trained policy against the SFT policy, each prompt judged in both orders: verdicts.jsonl"
     policy:Annotated[PolicyConfig, UNPREFIXED]=None
     teacher:TeacherConfig=None
     judge:Annotated[EvaluateConfig, UNPREFIXED]=None
+    # judge comparisons too whose result is known beforehand: the baseline against itself, at four temperatures, and a
+    # constant answer
+    controls:bool=False
 
     def run(self):
+        from wikidpo.run.controls import judge_controls
         from wikidpo.run.evaluate import evaluate
-        return {"judge": evaluate(self.policy, self.teacher, self.judge, self.out, self.restart)}
+        from wikidpo.show.winrate import write_winrate
+        steps = self.policy, self.teacher, self.judge, self.out
+        judged = evaluate(*steps, self.restart)
+        if self.controls: judged = judge_controls(*steps)
+        write_winrate(self.out)
+        return {"judge": judged}
 
 @dataclass
 class Report:
@@ -125,6 +135,20 @@ class Report:
     def run(self):
         from wikidpo.show.report import report
         say(f"report: {report(self.out)}")
+
+# %% ../nbs/cli.ipynb #cli-cmp2
+@dataclass
+class Compare(Step):
+    "Judge files of answers against each other, two or more, in both orders: verdicts.jsonl, and a ranking of several"
+    # JSONL, JSON or Parquet: a prompt and a response under one of the usual names, or chat messages
+    answers:Annotated[tuple[Path, ...], tyro.conf.Positional]=()
+    out:Path=Path("runs/compare") # run folder
+    n:int|None=None # the first so many prompts that all files have. Default: all
+    teacher:TeacherConfig=None
+
+    def run(self):
+        from wikidpo.run.compare import compare, compare_table
+        say(compare_table(compare(self.answers, self.teacher, self.out, self.n, self.restart)))
 
 # %% ../nbs/cli.ipynb #6d99ba1f
 @dataclass
@@ -279,8 +303,8 @@ class Lessons:
 
 # %% ../nbs/cli.ipynb #3f7e73b2
 VERBS = {"lesson": Lesson, "rig": Rig, "teacher": Teacher, "sft": Sft, "prompts": Prompts, "mine": Mine, "merge": Merge,
-         "publish": Publish, "train": Train, "judge": Judge, "sweep": Sweep, "report": Report, "doctor": Doctor,
-         "export": Export, "import": Import, "lessons": Lessons}
+         "publish": Publish, "train": Train, "judge": Judge, "compare": Compare, "sweep": Sweep, "report": Report,
+         "doctor": Doctor, "export": Export, "import": Import, "lessons": Lessons}
 OPTIONAL = {"teacher", "prompts", "sweep"} # sections that a profile need not have
 # section of a profile -> its dataclass
 CONFIGS = {"policy": PolicyConfig, "teacher": TeacherConfig, "prompts": PromptsConfig, "mine": MineConfig,
@@ -355,16 +379,26 @@ def how_judged(s)->str: # a section of a summary
             f"probability of the ten labels {s['label_mass']:.3f} on average")
 
 def table(summary:dict)->str:
-    "The sections of a summary, a line each, and the win rate"
+    "The sections of a summary, a line each, and all that the comparison says"
     lines, indent = [], " " * 8
     for step, s in summary.items():
         lines.append(f"{step:8}" + LINES[step].format(**s))
         if "constrained" in s: lines.append(indent + how_judged(s))
-    j = summary.get("judge")
-    if j and j["decided_win_rate"] is not None:
-        lines.append(f"{indent}wins {j['decided_win_rate']:.1%} of the decided comparisons, "
-                     f"95 % interval {j['ci_low']:.1%} to {j['ci_high']:.1%}")
-    return "\n".join(lines)
+    return "\n".join(lines + _judged_lines(summary.get("judge") or {}))
+
+# %% ../nbs/cli.ipynb #wrclitab
+def _judged_lines(judged)->list:
+    "The tables of a comparison and of its controls; of an older comparison its decided win rate"
+    from wikidpo.run.winrate import win_rate_table
+    if judged.get("win_rate") is not None: tables = [win_rate_table(judged, "DPO", "SFT")]
+    elif judged.get("decided_win_rate") is not None:
+        tables = [f"wins {judged['decided_win_rate']:.1%} of the decided comparisons, "
+                  f"95 % interval {judged['ci_low']:.1%} to {judged['ci_high']:.1%}"]
+    else: tables = []
+    if judged.get("controls"):
+        from wikidpo.run.controls import controls_table
+        tables.append(controls_table(judged))
+    return [" " * 8 + line for line in "\n".join(tables).split("\n") if line]
 
 # %% ../nbs/cli.ipynb #85b065f4
 def usage()->str:

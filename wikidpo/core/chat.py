@@ -27,18 +27,25 @@ class Chat:
     specials:tuple=SPECIALS # special tokens: text from outside must not contain them
     trim:bool=False # white space around the instruction is not part of it
     vocab_size:int|None=None # rows of the embedding, where it has more than the tokenizer symbols
+    turn:str|None=None # from an answer to the next instruction; None: there is never a next one
 
 COURSE = Chat()
 
-def render_prompt(instruction:str, chat:Chat=COURSE)->str:
+def render_prompt(instruction:str, chat:Chat=COURSE,
+                  turns=(), # what was said before: [instruction, answer] each
+                 )->str:
     "The chat template, up to where the answer begins"
-    if chat.trim: instruction = instruction.strip()
-    return chat.prefix + instruction + chat.suffix
+    def tidy(text): return text.strip() if chat.trim else text
+    if turns and chat.turn is None:
+        raise UserError("this model's chat template holds one instruction, and no earlier turns")
+    said = chat.prefix
+    for asked, answer in turns: said += tidy(asked) + chat.suffix + tidy(answer) + chat.turn
+    return said + tidy(instruction) + chat.suffix
 
 # %% ../../nbs/core/chat.ipynb #44adeae7
 CHAT_FIELDS = {
     "prefix": (str,), "suffix": (str,), "end": (str,), "specials": (list,), "trim": (bool,),
-    "vocab_size": (int, type(None))}
+    "vocab_size": (int, type(None)), "turn": (str, type(None))}
 
 def _chat_fault(chat):
     "What is wrong with the object in a chat.json, or None"
@@ -129,10 +136,15 @@ def encode_prompt(tok, instruction:str)->list:
     "Token ids of the rendered prompt"
     return encode_many(tok, [instruction])[0]
 
-def encode_many(tok, instructions)->list: # of many at once, which the tokenizer does in threads
+def encode_many(tok, instructions, # many at once, which the tokenizer does in threads
+                turns=None, # what was said before each, for `render_prompt`; None: nothing
+               )->list:
     "Token ids of each rendered prompt"
     chat = chat_of(tok)
-    texts = [render_prompt(strip_specials(text, chat.specials), chat) for text in instructions]
+    def clean(text): return strip_specials(text, chat.specials)
+    def cleaned(turns): return [[clean(asked), clean(answer)] for asked, answer in turns]
+    before = map(cleaned, turns or [()] * len(instructions))
+    texts = [render_prompt(clean(text), chat, t) for text, t in zip(instructions, before)]
     return [found.ids for found in tok.encode_batch_fast(texts, add_special_tokens=False)]
 
 def encode_response(tok, text:str,

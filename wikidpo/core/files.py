@@ -11,8 +11,6 @@ import gc, json
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic_core import from_json
-
 # %% ../../nbs/core/files.ipynb #e26cf7b2
 def quoted(text, # foreign text, or anything that has one
            most:int=120, # characters at most
@@ -98,6 +96,7 @@ def each_line(path, # file with one JSON object a line
 
 def parse_line(data:bytes):
     "What a good line says; the names of its fields are shared with other lines"
+    from pydantic_core import from_json # here: who imports core needs no more than torch
     return from_json(data, cache_strings="keys")
 
 def _parsed(line, where):

@@ -13,10 +13,11 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch.utils.data import DataLoader
 
+from .config import loss_options
 from .data import collate
 from .files import UserError
 from .logps import pair_logps
-from .loss import implicit_reward, margin, preference_loss
+from .loss import implicit_reward, pair_loss, PairLogps
 
 # %% ../../nbs/lessons/06_training.ipynb #049d18b6
 def freeze(model):
@@ -132,10 +133,11 @@ def accumulate(engine, pair_ids, cfg)->MeanMetrics:
             share = batch.weight / len(pair_ids)                          # of each pair in the mean
             policy_chosen, policy_rejected = engine.policy_logps(batch)   # each (pairs,)
             ref_chosen, ref_rejected = engine.ref_logps(batch)
-            z = margin(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
-            losses = preference_loss(z, cfg.beta, cfg.loss_type, cfg.label_smoothing)
+            logps = policy_chosen, policy_rejected, ref_chosen, ref_rejected
+            pair = PairLogps(*logps, *batch.lengths(policy_chosen.device))
+            losses = pair_loss(pair, **loss_options(cfg))             # DPO: -log sigmoid(beta z)
             engine.backward(losses.sum() * share)
-            metrics.add(share, losses, policy_chosen, policy_rejected, ref_chosen, ref_rejected)
+            metrics.add(share, losses, *logps)
     return metrics
 
 def train_dpo(policy, # the model to train, in place
@@ -144,6 +146,7 @@ def train_dpo(policy, # the model to train, in place
               cfg, # TrainConfig
               engine=None, # how a step is run; None: a `PlainEngine`
               callbacks=(), # each is called with the metrics of every optimizer step
+              accumulate=accumulate, # what one step computes
              )->list:
     "Train with DPO (Rafailov et al. 2023, arXiv 2305.18290); the metrics of every step"
     engine, schedule = engine or PlainEngine(), step_schedule(len(dataset), cfg)

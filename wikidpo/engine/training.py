@@ -20,7 +20,7 @@ from ..core.train import PlainEngine, make_optimizer, micro_batches
 from .distributed import (exchange_gradients, full_tensor, gather_weights, load_state, rank,
                                         save_state, sum_over_ranks, world_size, wrap_distributed)
 from .prefetch import prefetch
-from .reference_cache import cached_table, logps_table, weights_digest
+from .reference_cache import cached_table, code_digest, logps_table, weights_digest
 from .scoring import Scoring
 from .shared_prompt import list_ahead
 
@@ -109,9 +109,9 @@ class TrainingEngine(PlainEngine):
     def reference_table(self, schedule):
         "log pi_ref of chosen and rejected of all pairs, (pairs, 2), from the forwards of the first epoch"
         epoch = schedule[:len(schedule) // self.cfg.epochs]
-        parts = self.scoring.parts
-        key = [weights_digest(self.scoring.ref.model), self.dataset.digest, parts.precision, self.cfg.batch_size,
-               world_size(), epoch, self.scoring.compiled, parts.packed]
+        parts, ref = self.scoring.parts, self.scoring.ref.model
+        key = [weights_digest(ref), code_digest(ref), self.scoring.device.type, self.dataset.digest, parts.precision,
+               self.cfg.batch_size, world_size(), epoch, self.scoring.compiled, parts.packed]
         groups = [group for pair_ids in epoch for group in self.groups(pair_ids)]
         return cached_table(lambda: self.score(self.scoring.ref, groups), key, self.cache)
 

@@ -150,10 +150,12 @@ def _checked_key(api_key):
 
 def _checked_url(url):
     "A base URL in its parts"
-    try: base = httpx2.URL("http://offline/v1" if url == "offline" else url)
-    except httpx2.InvalidURL: base = httpx2.URL()
-    if base.scheme in ("http", "https") and base.host: return base
-    raise UserError(f"teacher.url is '{shown_url(url)}': "
+    try:
+        base = httpx2.URL("http://offline/v1" if url == "offline" else url)
+        base.raw_host.decode().encode("idna") # a name that a network can be asked for
+    except (httpx2.InvalidURL, UnicodeError): base = httpx2.URL()
+    if base.scheme in ("http", "https") and base.host and (base.port or 1) < 2**16: return base
+    raise UserError(f"teacher.url is '{quoted(shown_url(url), 200)}': "
                     "it must be 'offline' or a base URL such as http://127.0.0.1:8000/v1")
 
 # %% ../../nbs/judge/client.ipynb #judge-client-make

@@ -89,12 +89,23 @@ def _compare(out, step, config, restart):
     "The same, without a word"
     path = out/"config.yaml"
     look_at(out)
-    if restart or not path.exists(): return None
-    there = _read_yaml(path).get(step)
+    if not path.exists(): return None
+    sections = _read_yaml(path)
+    _refuse_shared(out, step, sections)
+    if restart: return None
+    there = sections.get(step)
     if there is not None and (found := difference(step, there, _plain(config))):
         raise UserError(f"{quoted(out)}: holds another run ({found}); "
                         "choose another --out, or begin this step anew with --restart")
     return _summary(out).get(step)
+
+# %% ../../nbs/run/profiles.ipynb #clam0sh2
+def _refuse_shared(out, step, sections): # of config.yaml
+    "`UserError` if another step of this folder writes what this one writes"
+    for other in sections:
+        shared = set(WRITTEN.get(other, ())) & set(WRITTEN.get(step, ()))
+        if other == step or not shared: continue
+        raise UserError(f"{quoted(out)}: holds the {min(shared)} of `wikidpo {other}`; choose another --out")
 
 # %% ../../nbs/run/profiles.ipynb #clam0021
 def _summary(out)->dict:
@@ -131,7 +142,8 @@ def _became(old, new)->str:
 
 WRITTEN = {"mine": ("responses.jsonl", "samples.jsonl", "pairs.jsonl"),
            "train": ("state.pt", "metrics.jsonl", "margins.jsonl", "looks.jsonl", "warnings.jsonl", "dpo.pt", "wandb"),
-           "judge": ("verdicts.jsonl",),
+           "judge": ("verdicts.jsonl", "controls", "winrate.svg"),
+           "compare": ("verdicts.jsonl",),
            "sweep": ("sweep.json",)}
 
 def _begin_anew(out, step):

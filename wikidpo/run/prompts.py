@@ -24,10 +24,10 @@ from ..core.chat import encode_prompt, load_tokenizer, strip_specials
 from ..core.files import quoted, read_jsonl, read_text, UserError
 from ..judge.client import ask_once, check_teacher, server_words, teacher_error
 from ..judge.config import OFFLINE_MODEL
-from ..judge.pool import JudgePool
+from ..judge.pool import JudgePool, tell_missing
 from ..judge.writing import parse_instruction, WRITE_KINDS, writing_prompt
 from .config import MIN_PASSAGE
-from .folder import JsonlWriter, QUIET, write_atomic, write_jsonl
+from .folder import JsonlWriter, QUIET, write_atomic, write_jsonl, writing
 from .profiles import claim
 from .records import read_records, Written
 from ..world.facts import normalize, stable_hash
@@ -261,17 +261,15 @@ def _ask_instruction(client, model, passage, kind)->dict:
 
 def passage_id(passage:str)->str: return f"{stable_hash('passage', passage):016x}"
 
-def _written(path)->dict:
-    "{(passage, kind): reply} of what an earlier start has got"
-    if not path.exists(): return {}
-    with JsonlWriter(path): pass # cuts a torn last line
-    return {(row["passage"], row["kind"]): row["reply"] for row in read_records(path, Written)}
+def _no_reply(lost)->dict: # TeacherLost
+    "What is kept of a call that was lost for good"
+    return {"reply": "", "error": lost.reason}
 
 # %% ../../nbs/run/prompts.ipynb #pr-ask-all
 def _write_all(path, # instructions.jsonl
                passages, client, teacher): # passages, OpenAI client, TeacherConfig
     "Ask for every instruction that is not there yet, many at a time; each reply is written as it comes"
-    jobs, there = [(passage, kind) for passage in passages for kind in WRITE_KINDS], _written(path)
+    jobs, there = [(passage, kind) for passage in passages for kind in WRITE_KINDS], _replied(path)
     todo = [(p, kind) for p, kind in jobs if (passage_id(p), kind) not in there]
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="instruction", desc="write", disable=QUIET)
     with JsonlWriter(path) as file:
@@ -279,7 +277,17 @@ def _write_all(path, # instructions.jsonl
         def keep(job, reply):
             file.write({"passage": passage_id(job[0]), "kind": job[1], **reply})
             bar.update()
-        with bar, client, JudgePool(ask, keep, teacher.concurrency) as pool: pool.submit(todo)
+        with bar, client, JudgePool(ask, keep, teacher.concurrency, give_up=_no_reply) as pool: pool.submit(todo)
+
+def _written(path)->dict:
+    "{(passage, kind): its last row} of what an earlier start has got, or has tried to get"
+    if not path.exists(): return {}
+    with JsonlWriter(path): pass # cuts a torn last line
+    return {(row["passage"], row["kind"]): row for row in read_records(path, Written)}
+
+def _replied(path)->set:
+    "{(passage, kind)} of what need not be asked again"
+    return {job for job, row in _written(path).items() if "error" not in row}
 
 # %% ../../nbs/run/prompts.ipynb #pr-about
 def about(passage:str, order:str="")->str:
@@ -297,15 +305,20 @@ def _sift_passages(source, tok, cfg)->tuple:
 def _sift_instructions(path, passages, tok, cfg)->tuple:
     "({prompt: its passage}, counts) of what the teacher wrote"
     there, origin, counts = _written(path), {}, {"read": len(passages) * len(WRITE_KINDS), "dropped": {}}
+    missing = []
     for passage in passages:
-        replies = [there[passage_id(passage), kind] for kind in WRITE_KINDS]
-        orders = [tidy(parse_instruction(reply), tok.chat.specials) for reply in replies]
+        rows = [there[passage_id(passage), kind] for kind in WRITE_KINDS]
+        missing += [row for row in rows if "error" in row]
+        rows = [row for row in rows if "error" not in row]
+        orders = [tidy(parse_instruction(row["reply"]), tok.chat.specials) for row in rows]
         prompts = {about(passage, order): passage for order in orders if order}
         fitting = {p: passage for p in prompts if len(encode_prompt(tok, p)) <= cfg.max_tokens}
         _add(counts, "without an instruction", orders.count(""))
         _add(counts, "the same as another", len(orders) - orders.count("") - len(prompts))
         _add(counts, "too long", len(prompts) - len(fitting))
         origin |= fitting
+    _add(counts, "without a reply", len(missing))
+    if why := tell_missing(missing, counts["read"], "prompts", "instructions have no reply"): counts["no_reply"] = why
     return origin, counts
 
 # %% ../../nbs/run/prompts.ipynb #pr-from-texts
@@ -316,7 +329,7 @@ def _from_texts(source, tok, policy, teacher, cfg, out)->tuple:
                   {"read": counts["read"] * len(WRITE_KINDS), "dropped": dict(counts["dropped"])})
     path, client = out/"instructions.jsonl", teacher.client()
     wanted = {(passage_id(p), kind) for p in passages for kind in WRITE_KINDS}
-    if wanted - set(_written(path)): check_teacher(client, teacher.model, teacher.url)
+    if wanted - _replied(path): check_teacher(client, teacher.model, teacher.url)
     claim(out, "prompts", asdict(cfg) | {"source": source, "tokenizer": policy.tokenizer, "teacher": teacher.model})
     _write_all(path, passages, client, teacher)
     origin, written = _sift_instructions(path, passages, tok, cfg)
@@ -348,17 +361,18 @@ def make_prompts(source:str, # grounded, a file, a dataset or a folder of texts
                  out, # folder, new or empty, or of the same texts before
                 )->dict:
     "Write prompts_mine.jsonl, prompts_eval.jsonl and counts.json, which it returns"
-    kind, out = source_kind(source), Path(out)
-    if kind != "texts" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    kind, tok = source_kind(source), load_tokenizer(policy.tokenizer)
+    out = Path(out)
+    if kind != "texts" and any(path.name[:1] != "." for path in out.glob("*")):
         raise UserError(f"{quoted(out)}: is not empty; choose another --out")
-    tok = load_tokenizer(policy.tokenizer)
-    if kind == "grounded": mined, held, counts = _from_grounded(cfg)
-    elif kind == "texts": mined, held, counts = _from_texts(source, tok, policy, teacher, cfg, out)
-    else: mined, held, counts = _from_prompts(source, READERS[kind], tok, cfg)
-    write_jsonl(out/"prompts_mine.jsonl", [{"prompt": p} for p in mined])
-    write_jsonl(out/"prompts_eval.jsonl", [{"prompt": p} for p in held])
-    counts = {"source": source, **counts, "mine": len(mined), "eval": len(held)}
-    write_atomic(out/"counts.json", json.dumps(counts, indent=1, ensure_ascii=False) + "\n")
+    with writing(out):
+        if kind == "grounded": mined, held, counts = _from_grounded(cfg)
+        elif kind == "texts": mined, held, counts = _from_texts(source, tok, policy, teacher, cfg, out)
+        else: mined, held, counts = _from_prompts(source, READERS[kind], tok, cfg)
+        write_jsonl(out/"prompts_mine.jsonl", [{"prompt": p} for p in mined])
+        write_jsonl(out/"prompts_eval.jsonl", [{"prompt": p} for p in held])
+        counts = {"source": source, **counts, "mine": len(mined), "eval": len(held)}
+        write_atomic(out/"counts.json", json.dumps(counts, indent=1, ensure_ascii=False) + "\n")
     return counts
 
 # %% ../../nbs/run/prompts.ipynb #pr-table

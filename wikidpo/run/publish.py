@@ -39,8 +39,8 @@ def _policy_hash(checkpoint:Path, out)->str:
     real = Path(os.path.realpath(checkpoint))
     homes = [Path(os.path.realpath(home)) for home in (out, ".", PACKAGE)]
     ours = real.suffix in (".pt", ".safetensors") and any(real.is_relative_to(home) for home in homes)
-    if not real.is_file():
-        raise UserError(f"{quoted(checkpoint)}: no such checkpoint any more; publish where the pairs were mined")
+    if not os.path.isfile(real):
+        raise UserError(f"{quoted(checkpoint)}: no such checkpoint any more")
     if not ours: return ""
     with real.open("rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
@@ -93,6 +93,7 @@ def _fill_card(config, summary, pairs, license:str|None, out)->str:
 def _card(out, config, summary, pairs, license):
     "`_fill_card`; `UserError` if a configuration or a summary says too little for it"
     try: return _fill_card(config, summary, pairs, license, out)
+    except UserError as e: raise UserError(f"{quoted(out)}: {e}; publish where the pairs were mined") from None
     except (LookupError, TypeError, ValueError, AttributeError) as e:
         why = quoted(f"{type(e).__name__}: {e}", 80)
         raise UserError(f"{quoted(out)}: config.yaml, summary.json or pairs.jsonl lacks what a card says ({why}); "

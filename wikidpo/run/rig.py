@@ -107,9 +107,9 @@ def _disk(out, need)->tuple:
 def _port(url)->tuple:
     "Whether a local teacher could start, or already has"
     if url == "offline": return None, "the offline teacher needs none"
-    at = urlsplit(url)
-    if at.hostname not in ("localhost", "127.0.0.1", "0.0.0.0"): return None, f"the teacher lives at {at.hostname}"
-    port = at.port or 80
+    try: host, port = urlsplit(url).hostname, urlsplit(url).port or 80
+    except ValueError: return None, "teacher.url is no address"
+    if host not in ("localhost", "127.0.0.1", "0.0.0.0"): return None, f"the teacher lives at {quoted(host, 60)}"
     with socket.socket() as s: taken = not s.connect_ex(("127.0.0.1", port))
     return True, f"{port} is {'in use, by the teacher if it answers below' if taken else 'free for a teacher'}"
 

@@ -8,7 +8,7 @@ __all__ = ['WANDB_SECONDS', 'ONE_PROCESS', 'Watched', 'Validation', 'logps_token
 
 # %% ../../nbs/run/train.ipynb #a2253b77
 import sys, time, urllib.error, urllib.request
-from contextlib import contextmanager, ExitStack, nullcontext
+from contextlib import contextmanager, ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from http.client import HTTPException
 from pathlib import Path
@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..core.data import PairDataset
+from ..core.config import loss_options
 from ..core.files import quoted, UserError
 from ..core.logps import full_logits
-from ..core.loss import preference_loss
+from ..core.loss import pair_loss, PairLogps
 from ..core.train import freeze, step_schedule, train_dpo
 from ..engine.accelerate import accelerate, pick_device, training_parts
 from ..engine.distributed import exit_distributed, init_distributed, on_rank_zero, rank, world_size
@@ -29,6 +29,7 @@ from ..models.adopt import save_policy
 from ..models.policy import open_policy
 from .folder import (clear_leftovers, content_of, JsonlWriter, policy_files, QUIET, update_json,
                                 write_atomic, writing)
+from .foreign import open_pairs, told
 from .profiles import claim, finished
 from .records import Margins, read_records
 from .watch import looks, refuse_sick, say_sick, Sickness, warnings_of
@@ -50,10 +51,14 @@ class Watched:
             with self.scoring.step_scope(): return scored(batch)
         return logps_table(ask, self.dataset, self.groups, self.scoring.device)[self.pairs]
 
+    def pair_logps(self):
+        "What the losses look at, as the policy is now"
+        lengths = torch.tensor([[sum(mask) for _, mask in self.dataset[i]] for i in self.pairs]) # style: two sides
+        return PairLogps(*self.logps(self.scoring.policy).T, *self.ref_logps.T, *lengths.T)
+
     def margins(self):
         "z of each pair, (pairs,) nats"
-        log_ratios = self.logps(self.scoring.policy) - self.ref_logps
-        return log_ratios[:, 0] - log_ratios[:, 1]
+        return self.pair_logps().margin()
 
 # %% ../../nbs/run/train.ipynb #train-validation
 class Validation:
@@ -62,8 +67,8 @@ class Validation:
 
     def __call__(self, metrics):
         if not self.watched.is_due(metrics["step"]): return
-        z, cfg = self.watched.margins(), self.cfg
-        losses = preference_loss(z, cfg.beta, cfg.loss_type, cfg.label_smoothing)
+        pairs, cfg = self.watched.pair_logps(), self.cfg
+        losses, z = pair_loss(pairs, **loss_options(cfg)), pairs.margin()
         metrics["valid/loss"] = losses.mean().item()
         metrics["valid/accuracy"] = (z > 0).float().mean().item()
         metrics["valid/margin"] = cfg.beta * z.mean().item()          # of rewards, as in reward/margin
@@ -159,6 +164,7 @@ class WandbLog:
         except Exception as e:
             self.run = None
             _say_wandb("is left alone; the metrics are in metrics.jsonl", e)
+            if isinstance(e, ConnectionError): _forget_wandb()
 
     def alert(self, title, text): self.tell("alert", title=title, text=text)
 
@@ -166,6 +172,10 @@ class WandbLog:
         if self.run is None or not rows: return
         import wandb
         self.tell("log", {"eval/answers": wandb.Table(["prompt", "policy", "reference"], rows)}, step=step)
+def _forget_wandb():
+    "Its process is gone: it is not looked for again, by the next run or at the end of this process"
+    import wandb
+    with suppress(Exception, SystemExit): wandb.teardown()
 
 # %% ../../nbs/run/train.ipynb #train-logging
 @contextmanager
@@ -253,6 +263,14 @@ def run_loop(cfg, out, config, model, tok, dataset, held_out=None, teacher=None)
             if metrics["step"] % cfg.save_every == 0: engine.save()
         return train_dpo(model, ref, dataset, cfg, engine, [*measuring, *looking, log, *watching, save, *asking])
 
+# %% ../../nbs/run/train.ipynb #trforgn2
+def _open_pairs(cfg, out, tok, block_size)->tuple: # RunTrainConfig
+    "(`PairDataset`, what the summary holds of rows that were left out); says them too"
+    pairs, taken = open_pairs(_pairs_file(cfg, out), tok, min(cfg.block_size, block_size))
+    if not taken: return pairs, {}
+    if rank() == 0: print(f"train: {told(taken, 'pairs')}")
+    return pairs, {"left_out": dict(taken.left_out)}
+
 # %% ../../nbs/run/train.ipynb #e8431a9e
 def train(policy, # PolicyConfig
           cfg, # RunTrainConfig
@@ -270,11 +288,12 @@ def train(policy, # PolicyConfig
     with ExitStack() as held:
         if done := on_rank_zero(lambda: _begin(held, cfg, config, out, restart)): return done
         model, tok = open_policy(policy)
-        pairs = PairDataset(_pairs_file(cfg, out), tok, min(cfg.block_size, model.cfg.block_size))
+        pairs, left_out = _open_pairs(cfg, out, tok, model.cfg.block_size)
         dataset, held_out = hold_out(pairs, cfg)
         on_rank_zero(lambda: claim(out, "train", config, restart))
         history = run_loop(cfg, out, config, model, tok, dataset, held_out, teacher)
-        summary = summarise(history) | {"pairs": len(dataset), "seconds": round(time.perf_counter() - start, 1)}
+        more = left_out | {"pairs": len(dataset), "seconds": round(time.perf_counter() - start, 1)}
+        summary = summarise(history) | more
         if rank() == 0:
             save_policy(out/"dpo.pt", model)
             update_json(out/"summary.json", train=summary)

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from traitlets import Bytes, Enum, Float, validate
 
-from ..core.config import LOSS_TYPES
+from ..core.config import MARGIN_LOSSES
 from ..core.files import UserError
 from ..core.loss import gradient_weight, preference_loss
 from .curves import BLUE, INK, RED, style_axes
@@ -21,12 +21,13 @@ RETIRED = .05 # a pair with less than this share of the pull with which it began
 
 def pull(z, # (B,) margin in nats
          beta:float=.1, # strength of the KL leash
-         loss_type:str="dpo", # one of `loss.LOSS_TYPES`
+         loss_type:str="dpo", # one of `MARGIN_LOSSES`
          label_smoothing:float=0., # as in `preference_loss`
          ):
     "The share of its full pull that a pair still has, (B,)"
     if loss_type == "ipo": return 1 - 2 * beta * z
     if loss_type == "hinge": return (beta * z < 1).to(z.dtype)
+    if loss_type == "robust": return gradient_weight(z, beta) + label_smoothing / (1 - 2 * label_smoothing)
     return gradient_weight(z, beta) - label_smoothing
 
 def has_retired(z, beta:float=.1, loss_type:str="dpo", label_smoothing:float=0.): # as in `pull`
@@ -66,7 +67,7 @@ class BetaSlider(LabWidget):
     _esm = module("beta")
     margins = Bytes().tag(sync=True)
     beta = Float(.1).tag(sync=True)
-    loss_type = Enum(LOSS_TYPES, "dpo").tag(sync=True)
+    loss_type = Enum(MARGIN_LOSSES, "dpo").tag(sync=True)
     label_smoothing = Float(0.).tag(sync=True)
 
     def __init__(self, z, # (pairs,) margins in nats

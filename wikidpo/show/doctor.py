@@ -13,10 +13,8 @@ import math, statistics
 from itertools import takewhile
 from pathlib import Path
 
-import torch
-
 from ..core.files import quoted, UserError
-from ..core.loss import preference_loss
+from ..core.loss import loss_at_start
 from .logs import Log, NAMES, read_log
 from .run import load_run, Run, RUN_FILES
 from .signs import (accuracy_climbs, CHECKS, chosen_stays_near_zero, Evidence, gradient_norm_stays,
@@ -49,8 +47,9 @@ def evidence_of(metrics, # column -> one float a step
     "Columns and settings in the shape that the checks want"
     begin, end = _ends(metrics, max(1, len(metrics["loss"])//5))
     beta = config.get("beta", .1)
-    loss_type, smoothing = config.get("loss_type", "dpo"), config.get("label_smoothing", 0.)
-    equal_loss = preference_loss(torch.zeros(1), beta, loss_type, smoothing).item()
+    names = ("beta", "loss_type", "label_smoothing", "gamma", "sft_weight")
+    equal_loss = loss_at_start(**{"loss_type": "dpo"} | {k: config[k] for k in names if k in config})
+    if equal_loss is None: equal_loss = metrics["loss"][0]            # it depends on the pairs
     z_watched = statistics.median(watched[-1]["z"]) if watched else None
     return Evidence(metrics, config, watched, begin, end, beta, equal_loss, z=end["reward/margin"] / beta,
                     z_watched=z_watched, judged=judged or {})
@@ -83,7 +82,7 @@ def early_signs(history:list, # the metrics of the steps so far
                 cfg)->list: # TrainConfig
     "What can be said before the end: of the first step alone, or of the curves so far"
     def column(name): return [row[name] for row in history]
-    settings = {name: getattr(cfg, name) for name in ("beta", "loss_type", "label_smoothing", "epochs")}
+    settings = {name: getattr(cfg, name) for name in ("beta", "loss_type", "label_smoothing", "gamma", "sft_weight", "epochs")}
     e = evidence_of({name: column(name) for name in EXAMINED}, settings)
     if len(history) == 1: return [starts_at_equal_models(e)]
     lost = not .1 < e.end["loss"] / e.equal_loss <= 2

@@ -19,6 +19,7 @@ from traitlets import Dict, Enum, Int, List, Unicode, observe
 from ..core.files import each_line, no_collector, read_in_order, read_jsonl, UserError
 from ..core.pairs import make_pairs
 from ..run.folder import write_jsonl
+from ..run.foreign import has_lines, is_ours, read_pairs, told, with_turns
 from ..run.records import check_rows, fits, Pair, Sample
 from .curves import BLUE, INK, RED, style_axes
 from .widgets import guarded, LabWidget, module
@@ -98,7 +99,8 @@ def pair_view(pair)->dict:
     "One pair as the browser shows it"
     chosen, rejected = differing(pair["chosen"], pair["rejected"])
     facts = {side: _facts(pair, side) for side in SIDES}
-    return {"prompt": pair["prompt"], "facts": facts, "chosen": chosen, "rejected": rejected}
+    prompt = with_turns(pair["prompt"], pair.get("turns"))
+    return {"prompt": prompt, "facts": facts, "chosen": chosen, "rejected": rejected}
 
 # %% ../../nbs/show/inspector.ipynb #1a5b0007
 def _score_counts(scores)->list:
@@ -164,6 +166,7 @@ def _mined_pairs(samples)->tuple: # in the order of their prompts
 def _read_pairs(source)->tuple:
     "(pairs, how many they were chosen from, what those are) of a file or a list; raises `UserError` for other rows"
     listed, by_prompt = isinstance(source, list), itemgetter("prompt_id")
+    if not listed and not has_lines(source): return _read_foreign(source)
     first = source[:1] if listed else [row for *_, row in islice(each_line(source), 1)]
     samples = any(map(_is_sample, first))
     check = fits(Sample if samples else Pair)
@@ -171,8 +174,15 @@ def _read_pairs(source)->tuple:
     if samples:
         rows = sorted(source, key=by_prompt) if listed else read_in_order(source, by_prompt, check)
         return *_mined_pairs(rows), "prompts"
+    if not listed and not is_ours(source): return _read_foreign(source)
     pairs = source if listed else read_jsonl(source, check=check)
     return pairs, len(pairs), "pairs"
+
+def _read_foreign(path)->tuple:
+    "The same of pairs that others wrote; what is left out is said"
+    taken = read_pairs(path)
+    print(told(taken, "pairs"))
+    return taken.rows, len(taken.rows) + taken.left_out.total(), "pairs"
 
 # %% ../../nbs/show/inspector.ipynb #fe34958b
 # style: one widget, a few lines a method

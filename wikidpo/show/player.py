@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from traitlets import Bytes, Dict, Int, validate
 
+from ..core.config import MARGIN_LOSSES
 from ..core.files import quoted, UserError
 from ..core.loss import preference_loss
 from .curves import BLUE, INK, PANELS, RED, style_axes
@@ -55,12 +56,13 @@ class RunPlayer(LabWidget):
     def __init__(self, run, # Run, from `load_run`
                  **kwargs): # step
         if not run.metrics.get("step"): raise UserError(f"{quoted(run.path)}: no metrics.jsonl yet; train first")
-        logged = [row for row in run.rows("margins") if row.get("z")]
+        self.loss = loss_settings(run.config.get("train") or {})
+        of_margin = self.loss["loss_type"] in MARGIN_LOSSES # other losses are no curve over z
+        logged = [row for row in run.rows("margins") if row.get("z") and of_margin]
         if len({len(row["z"]) for row in logged}) > 1:
             raise UserError(f"{quoted(run.path)}/margins.jsonl: the lines are not of the same pairs")
         self.steps, self.margin_steps = run.metrics["step"], [row["step"] for row in logged]
         self.z = torch.tensor([row["z"] for row in logged]) # (logged steps, pairs) nats
-        self.loss = loss_settings(run.config.get("train") or {})
         shown = {"steps": self.steps, "panels": player_panels(run.metrics), "margin_steps": self.margin_steps}
         super().__init__(**{"step": self.steps[0]} | kwargs, margins=self.z.float().numpy().tobytes(),
                          run=shown | self.loss)

@@ -1,6 +1,7 @@
 // The loss, its slope and the gradient weight over the margins of real pairs, redrawn in the browser while beta moves.
 
-const LOSSES = { dpo: "DPO", cdpo: "cDPO", ipo: "IPO", hinge: "hinge" };
+const LOSSES = { dpo: "DPO", cdpo: "cDPO", robust: "robust", ipo: "IPO", hinge: "hinge" };
+const SMOOTHED = ["cdpo", "robust"];
 const [LEFT, WIDTH, CURVE] = [48, 660, 221]; // viewBox units, points of a curve
 const LOW = Math.log10(.01), HIGH = Math.log10(10);
 
@@ -57,13 +58,13 @@ function render({ model, el }) {
     return {
       beta: +(10 ** beta.value).toPrecision(3),
       loss_type: name == "cdpo" ? "dpo" : name,
-      label_smoothing: name == "cdpo" ? +smoothing.value : 0,
+      label_smoothing: SMOOTHED.includes(name) ? +smoothing.value : 0,
     };
   }
   function draw({ beta: b, loss_type, label_smoothing }) {
     const losses = grid.map(z => loss(z, b, loss_type, label_smoothing));
     const pulls = grid.map(z => pull(z, b, loss_type, label_smoothing)), xs = grid.map(top.x);
-    if (loss_type == "ipo") top.setY(0, losses[0]); else if (draw.loss_type != loss_type) top.setY(0, 3);
+    if (loss_type == "ipo") top.setY(0, losses[0]); else if (draw.loss_type != loss_type) top.setY(loss_type == "robust" ? -1 : 0, 3); // robust falls below 0
     draw.loss_type = loss_type;
     lossLine.setAttribute("d", path(xs, losses.map(top.y)));
     pullLine.setAttribute("d", path(xs, pulls.map(low.y)));
@@ -79,7 +80,7 @@ function render({ model, el }) {
     meanOut.textContent = fixed(mean, 3);
     beta.setAttribute("aria-valuetext",
       `beta ${betaOut.textContent}, ${retiredOut.textContent} pairs retired, mean gradient weight ${meanOut.textContent}`);
-    smoothed.hidden = !(loss_type == "dpo" && label_smoothing > 0);
+    smoothed.hidden = !(label_smoothing > 0);
   }
   function drag() { draw(state()); }
   function commit() { drag(); send(model, state()); }

@@ -8,12 +8,12 @@ __all__ = ['LESSONS', 'EXERCISES']
 # %% ../../../nbs/world/exercises/all.ipynb #4e09c7d3
 from wikidpo.world.exercises import (
     lesson01, lesson02, lesson03, lesson04, lesson05, lesson06, lesson07, lesson08, lesson09, lesson10, lesson11,
-    lesson12)
+    lesson12, lesson14)
 from .base import Exercise
 
 # %% ../../../nbs/world/exercises/all.ipynb #e2a70c46
 LESSONS = (lesson01, lesson02, lesson03, lesson04, lesson05, lesson06,
-           lesson07, lesson08, lesson09, lesson10, lesson11, lesson12)
+           lesson07, lesson08, lesson09, lesson10, lesson11, lesson12, lesson14)
 
 def _exercises(module)->list:
     "The exercises of a module, in the order in which they stand there"
