@@ -142,6 +142,7 @@ def start_wandb(cfg, out, config):
     return _init_wandb(wandb, mode, out, project=cfg.project, config=config, settings=settings)
 
 # %% ../../nbs/run/train.ipynb #train-wandb3
+# style: all that is told to W&B, and what becomes of it when it fails
 WANDB_SECONDS = {"init_timeout": 60, "finish_timeout": 60} # W&B itself waits for 90, and for ever
 
 def _init_wandb(wandb, mode, out, **options):
@@ -273,6 +274,7 @@ def _open_pairs(cfg, out, tok, block_size)->tuple: # RunTrainConfig
     return pairs, {"left_out": dict(taken.left_out)}
 
 # %% ../../nbs/run/train.ipynb #e8431a9e
+# style: one run from its files to its summary
 def train(policy, # PolicyConfig
           cfg, # RunTrainConfig
           out, # run folder

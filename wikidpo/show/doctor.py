@@ -82,7 +82,8 @@ def early_signs(history:list, # the metrics of the steps so far
                 cfg)->list: # TrainConfig
     "What can be said before the end: of the first step alone, or of the curves so far"
     def column(name): return [row[name] for row in history]
-    settings = {name: getattr(cfg, name) for name in ("beta", "loss_type", "label_smoothing", "epochs")}
+    names = "beta", "loss_type", "label_smoothing", "gamma", "sft_weight", "epochs"
+    settings = {name: getattr(cfg, name) for name in names}
     e = evidence_of({name: column(name) for name in EXAMINED}, settings)
     if len(history) == 1: return [starts_at_equal_models(e)]
     lost = not .1 < e.end["loss"] / e.equal_loss <= 2

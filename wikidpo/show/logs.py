@@ -153,18 +153,17 @@ def _plain(items)->dict:
 # %% ../../nbs/show/logs.ipynb #l0gs0018
 def _wandb_run(path)->Log:
     "A local run of W&B, and beta if its configuration says it"
-    try:
-        from google.protobuf.message import DecodeError
-        from wandb.proto.wandb_internal_pb2 import Record
+    try: from wandb.proto.wandb_internal_pb2 import Record
     except ImportError: raise UserError(f"{quoted(path)}: needs W&B's library: pip install wandb") from None
     rows, config, record = [], {}, Record()
     try:
         for data in wandb_records(path):
-            record.ParseFromString(data)
+            try: record.ParseFromString(data)
+            except Exception: raise ValueError("no record") from None # of protobuf, which comes with W&B
             rows.append(_plain(record.history.item))
             config |= _plain([*record.run.config.update, *record.config.update])
     except OSError as e: raise UserError(f"{quoted(path)}: cannot be read ({e.strerror})") from None
-    except (DecodeError, ValueError): raise UserError(f"{quoted(path)}: a record of this W&B run is broken") from None
+    except ValueError: raise UserError(f"{quoted(path)}: a record of this W&B run is broken") from None
     def numbers(row): return {k: v for k, v in row.items() if isinstance(v, (int, float, str))}
     beta = config.get("beta")
     known = isinstance(beta, (int, float)) and 0 < beta < math.inf
