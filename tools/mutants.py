@@ -345,7 +345,7 @@ TRAINING = [
         " test_training.py::test_what_is_held_out_is_measured_at_every_twelfth_of_a_run_and_at_its_end",
         ("or step == self.steps", ""),
         ("step % max(1, self.steps // 12) == 0", "step % max(1, self.steps // 6) == 0"),
-        ("return log_ratios[:, 0] - log_ratios[:, 1]", "return log_ratios[:, 1] - log_ratios[:, 0]"),
+        ("return self.pair_logps().margin()", "return -self.pair_logps().margin()"),
         ('metrics["valid/accuracy"] = (z > 0)', 'metrics["valid/accuracy"] = (z >= 0)'),
         ("cfg.beta * z.mean().item()", "z.mean().item()"),
         ("if step not in self.known and self.watched.is_due(step)", "if self.watched.is_due(step)"),
