@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNPREFIXED', 'VERBS', 'OPTIONAL', 'CONFIGS', 'LINES', 'Common', 'Step', 'Mine', 'Merge', 'say', 'Prompts', 'Publish',
-           'Train', 'Judge', 'Report', 'Doctor', 'Lesson', 'Rig', 'Teacher', 'Sweep', 'Sft', 'Export', 'Import',
-           'ProfileFlags', 'step_config', 'one_line', 'refuse_empty', 'parse', 'how_judged', 'table', 'usage',
+           'Train', 'Judge', 'Report', 'PairsReport', 'Doctor', 'Lesson', 'Rig', 'Teacher', 'Sweep', 'Sft', 'Export',
+           'Import', 'ProfileFlags', 'step_config', 'one_line', 'refuse_empty', 'parse', 'how_judged', 'table', 'usage',
            'Terminated', 'hearing_sigterm', 'leave', 'system_says', 'keep_traceback', 'complain', 'told_once', 'main']
 
 # %% ../nbs/cli.ipynb #5d8c95d0
@@ -123,6 +123,21 @@ class Report:
     def run(self):
         from wikidpo.show.report import report
         say(f"report: {report(self.out)}")
+
+# %% ../nbs/cli.ipynb #cli-pairs
+@dataclass
+class PairsReport:
+    "Say what is out of the ordinary in a set of pairs: yield, lengths, temperatures, twins, overlaps, wrong labels"
+    source:Annotated[Path, tyro.conf.Positional]=Path("runs/lesson") # run folder, or a file of pairs
+    eval_prompts:Path|None=None # JSONL file with the prompts of the evaluation. Default: those of the run
+    sft_prompts:Path|None=None # JSONL file with the prompts of the supervised fine-tuning
+    out:Path|None=None # folder for the JSON file and the page. Default: where the pairs lie
+
+    def run(self):
+        from wikidpo.show.pairs_report import pairs_report
+        text, paths = pairs_report(self.source, self.eval_prompts, self.sft_prompts, self.out)
+        say(text)
+        say("\nwritten: " + ", ".join(map(str, paths)))
 
 # %% ../nbs/cli.ipynb #6d99ba1f
 @dataclass
@@ -264,7 +279,7 @@ class Import:
 # %% ../nbs/cli.ipynb #3f7e73b2
 VERBS = {"lesson": Lesson, "rig": Rig, "teacher": Teacher, "sft": Sft, "prompts": Prompts, "mine": Mine, "merge": Merge,
          "publish": Publish, "train": Train, "judge": Judge, "sweep": Sweep, "report": Report, "doctor": Doctor,
-         "export": Export, "import": Import}
+         "pairs-report": PairsReport, "export": Export, "import": Import}
 OPTIONAL = {"teacher", "prompts", "sweep"} # sections that a profile need not have
 # section of a profile -> its dataclass
 CONFIGS = {"policy": PolicyConfig, "teacher": TeacherConfig, "prompts": PromptsConfig, "mine": MineConfig,
