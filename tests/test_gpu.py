@@ -12,6 +12,7 @@ from wikidpo.core.model import GPT, GPTConfig
 from wikidpo.core.sample import sample_k
 from wikidpo.core.train import freeze, train_dpo
 from wikidpo.engine.accelerate import ready_to_sample
+from wikidpo.engine.graphs import GraphedRows
 from wikidpo.engine.ragged import generate_ragged, sample_unit
 from wikidpo.world.facts import prompts
 
@@ -41,6 +42,18 @@ def test_responses_are_those_of_the_cpu(temps):
     assert share_equal(there, sample(gpu, 7)) > .97
 
 
+@pytest.mark.parametrize("batch", [100, 9]) # all at once, and prompts that come in when others leave
+def test_a_recorded_step_draws_the_same_tokens(batch):
+    asked, fast = prompts("mine")[:100], ready_to_sample(on_gpu(MINI), "fp32")
+    assert fast.ragged_rows is GraphedRows
+
+    def sample(model):
+        def grow(*args): return generate_ragged(*args, batch)
+        return sample_k(model, TOK, asked, (0., .7, 1.3), 80, generator=torch.Generator().manual_seed(1), grow=grow)
+
+    assert share_equal(sample(fast), sample(on_gpu(MINI))) > .97
+
+
 @pytest.mark.parametrize("large", [False, True]) # a large model is compiled
 @pytest.mark.parametrize("precision, tol", [("fp32", 1e-3), ("bf16", .05)])
 def test_a_run_is_that_of_the_cpu(tmp_path, large, precision, tol):
@@ -65,8 +78,9 @@ def large():
     return on_gpu(GPT(cfg).eval())
 
 
-def test_what_does_not_fit_the_card_is_sampled_in_smaller_batches(large):
-    model, asked = large, prompts("mine")[:128]
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_does_not_fit_the_card_is_sampled_in_smaller_batches(large, recorded):
+    model, asked = ready_to_sample(large, "fp32") if recorded else large, prompts("mine")[:128]
     most, found = [], []
     for share in (1., .02):
         torch.cuda.empty_cache()

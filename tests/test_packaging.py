@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import readme
 from check import copy_tree
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,13 +51,53 @@ def wheel(tmp_path_factory):
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel, tmp_path):
-    source = copy_tree(ROOT, tmp_path / "tree") / "wikidpo"
-    wanted = {"wikidpo/" + p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()}
+    tree = copy_tree(ROOT, tmp_path / "tree")
+    files = {p.relative_to(tree).as_posix() for p in tree.rglob("*") if p.is_file()}
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {n for n in names if ".dist-info/" not in n} == wanted
+    package = {n for n in names if ".dist-info/" not in n and not n.startswith("wikidpo/course/")}
+    assert package == {name for name in files if name.startswith("wikidpo/")}
+    course = {n.removeprefix("wikidpo/course/") for n in names if n.startswith("wikidpo/course/")}
+    assert course < files and {name for name in files if name.endswith(".ipynb")} < course
     assert any(n.startswith("wikidpo/data/") for n in names)
     assert any(re.fullmatch(r"wikidpo/profiles/\w+\.yaml", n) for n in names)
     assert wheel.stat().st_size < 12e6
+
+
+def test_sdist_holds_all_that_builds_and_tests(wheel, tmp_path):
+    tree = copy_tree(ROOT, tmp_path / "tree")
+    files = {p.relative_to(tree).as_posix() for p in tree.rglob("*") if p.is_file()}
+    with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as sdist:
+        held = {name.partition("/")[2] for name in sdist.getnames()}
+    assert not files - held
+
+
+def test_lessons_come_out_of_the_wheel(wheel, tmp_path):
+    "Written twice, a changed one left alone; what they read and link to beside them is there too."
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    command = [sys.executable, "-c", "from wikidpo.cli import main; main()", "lessons", "here"]
+
+    def write() -> str:
+        done = subprocess.run(command, cwd=tmp_path, env=ENV | {"PYTHONPATH": str(tmp_path / "site")},
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "open here/nbs/lessons/00_miniwiki.ipynb" in write()
+    lesson = tmp_path / "here/nbs/lessons/01_why_not_rlhf.ipynb"
+    lesson.write_text("mine")
+    assert write().startswith("left, for you have changed it: here/nbs/lessons/01_why_not_rlhf.ipynb\n0 files written")
+    assert lesson.read_text() == "mine"
+    for path in (ROOT / "nbs/lessons").glob("*.ipynb"):
+        read = re.findall(r'Path\(f?\\"(\.\./[^"{\\]+)', path.read_text(encoding="utf-8"))
+        assert all((tmp_path / "here/nbs/lessons" / name).exists() for name in read), path
+
+
+def test_the_page_on_pypi_has_no_relative_link(wheel):
+    cfg, archive = settings(), zipfile.ZipFile(wheel)
+    page = archive.read(f"wikidpo-{cfg['version']}.dist-info/METADATA").decode()
+    assert not readme.LINK.search(page.partition("\n\n")[2])
+    here = re.findall(rf"{cfg['git_url']}/(?:raw|blob)/v{cfg['version']}/([^)\"\s#]+)", page)
+    assert len(here) > 20 and all((ROOT / name).exists() for name in here)
 
 
 def test_wheel_metadata_comes_from_settings(wheel):
@@ -65,8 +107,11 @@ def test_wheel_metadata_comes_from_settings(wheel):
     assert meta.version == cfg["version"]
     assert meta.metadata["License-Expression"] == "Apache-2.0"
     assert meta.metadata["Requires-Python"] == f">={cfg['min_python']}"
-    assert {"dev", "lab", "teacher"} <= set(meta.metadata.get_all("Provides-Extra"))
+    assert {"dev", "lab", "lessons", "teacher-own-environment"} <= set(meta.metadata.get_all("Provides-Extra"))
     assert any("jupyterlab" in r and "dev" in r for r in meta.requires)
+    urls = {url.split(",")[0] for url in meta.metadata.get_all("Project-URL")}
+    assert urls == {"Documentation", "Source", "Issues", "Changelog"}
+    assert "Intended Audience :: Education" in meta.metadata.get_all("Classifier")
     assert {(e.group, e.name, e.value) for e in meta.entry_points} == {
         ("console_scripts", "wikidpo", "wikidpo.cli:main"),
         ("nbdev", "wikidpo", "wikidpo._modidx:d"),
@@ -92,6 +137,7 @@ def test_pyproject_and_the_version_in_the_package_agree_with_settings():
     cfg, project = settings(), tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["project"]["name"] == cfg["lib_name"]
     assert f'__version__ = "{cfg["version"]}"' in (ROOT / "wikidpo/__init__.py").read_text(encoding="utf-8")
+    assert f"\nversion: {cfg['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     for key in ("lib_path", "nbs_path", "tst_flags"):
         assert project["tool"]["nbdev"][key] == cfg[key]
 
@@ -115,6 +161,19 @@ def test_imports_are_declared(path):
     undeclared = {name for name in third_party if declared.isdisjoint(map(canonical, owners.get(name, [])))}
     optional = {"vllm", "trl", "datasets"}  # imported where they are used, refused in one line where they are missing
     assert not undeclared - optional, f"not in settings.ini: {undeclared}"
+
+
+@pytest.mark.parametrize("lesson", sorted((ROOT / "nbs/lessons").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_what_a_lesson_imports_is_declared(lesson):
+    "Among `requirements` or `lessons_requirements`: who installs wikidpo[lessons] can run it."
+    cfg, owners = settings(), metadata.packages_distributions()
+    declared = (cfg["requirements"] + " " + cfg["lessons_requirements"]).split()
+    held = {canonical(re.match(r"[\w.-]+", r)[0]) for r in declared}
+    cells = [cell for cell in json.loads(lesson.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    lines = [line for cell in cells for line in [*cell["source"], "\n"]]
+    code = "".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+    imported = set(re.findall(r"^\s*(?:from|import) (\w+)", code, re.M)) - set(sys.stdlib_module_names) - {"wikidpo"}
+    assert not {name for name in imported if held.isdisjoint(map(canonical, owners.get(name, [])))}
 
 
 def test_import_is_light():

@@ -1,5 +1,6 @@
 "The tools behind `make`, on a small project of their own: each check passes on it, and finds what is then broken."
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -263,7 +264,7 @@ def test_constraints_pin_every_requirement():
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
     cfg = config["DEFAULT"]
-    for key in ("requirements", "dev_requirements", "lab_requirements"):
+    for key in ("requirements", "lessons_requirements", "dev_requirements", "lab_requirements"):
         for req in map(Requirement, cfg[key].split()):
             (pinned,) = pins[canonicalize_name(req.name)].specifier
             assert req.specifier.contains(pinned.version, prereleases=True), req
@@ -305,3 +306,12 @@ def test_help_explains_and_runs_nothing(words, capsys):
     assert check.main(words) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("What `make test` runs.") and "passed" not in printed
+
+
+def test_make_kernel_tells_other_labs_of_this_environment(tmp_path):
+    bin_dir = Path(sys.executable).parent
+    done = subprocess.run(["make", "-o", "install", "kernel", f"BIN={bin_dir}"], cwd=ROOT, capture_output=True,
+                          text=True, env=os.environ | {"JUPYTER_DATA_DIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    spec = json.loads((tmp_path / "kernels/wikidpo/kernel.json").read_text())
+    assert spec["argv"][0].startswith(str(bin_dir)) and spec["display_name"] == "wikidpo"

@@ -1,6 +1,7 @@
 "The widgets without a browser: formulas against reference values, handlers by setting what a browser would set"
 import json, math, re
 from itertools import product
+from types import SimpleNamespace
 
 import mpmath
 import numpy as np
@@ -19,6 +20,7 @@ from wikidpo.show.predict import ask, outcome, predictions
 from wikidpo.show.report import HIDDEN, visible
 from wikidpo.show.run import load_run
 from wikidpo.show.vote import BlindVote, kappa
+from wikidpo.show import widgets
 from wikidpo.show.widgets import LIVE, STATIC
 
 SETTINGS = [("dpo", 0.), ("dpo", .1), ("dpo", .49), ("ipo", 0.), ("hinge", 0.)] # loss_type, label_smoothing
@@ -320,3 +322,27 @@ def test_widgets_and_report_mark_the_same_characters():
     assert [c for c in map(chr, range(0x110000)) if bool(theirs.match(c)) != bool(HIDDEN.match(c))] == []
     for c in "\x1b\xad\u200b\u2028\u202e\u3164\ufeff\ud800\U000e0041": assert visible(c).startswith("‹U+")
     for c in "\t\nä\u200d\ufe0f\U0001f600": assert visible(c) == c
+
+
+# Requests as the front ends send them: JupyterLab and Kaggle's editor a bare id, VS Code an address, Colab a field of
+# its own; nbconvert and papermill none.
+REQUESTS = [
+    ("lab", {"cellId": "5e11a005", "deletedCells": []}),
+    ("vscode", {"cellId": "vscode-notebook-cell:/work/lesson.ipynb#W0sZmlsZQ%3D%3D"}),
+    ("colab", {"colab": {"base_url": "https://colab.research.google.com", "cell_id": "b3f4vQ"}}),
+    (None, {}),
+]
+
+
+@pytest.mark.parametrize("front, metadata", REQUESTS, ids=lambda x: x if isinstance(x, str) else "")
+def test_each_front_end_shows_the_widget_once(monkeypatch, front, metadata):
+    shown, live, figure = [], "application/vnd.jupyter.widget-view+json", "image/png"
+    shell = SimpleNamespace(get_parent=lambda: {"header": {"msg_id": "1"}, "metadata": metadata})
+    monkeypatch.setattr(widgets, "get_ipython", lambda: shell)
+    monkeypatch.setattr(widgets, "display", lambda output, raw: shown.append({live, figure} & set(output)))
+    slider = BetaSlider([1.])
+    slider._ipython_display_()
+    wanted = {"lab": [{live}, {figure}], "vscode": [{live, figure}], "colab": [{live, figure}], None: [{figure}]}
+    assert shown == wanted[front]
+    assert bool(front) == any(slider in held for _, held in slider._shown.values())
+    slider.close()

@@ -52,6 +52,17 @@ def wanted(root: Path) -> str:
     return render(json.loads((root / "nbs/index.ipynb").read_text(encoding="utf-8")))
 
 
+def with_absolute_links(text: str, settings) -> str:
+    "The same for a page elsewhere, such as PyPI's: what is in the repository by its address there, at this version."
+    repository, version = settings["git_url"], settings["version"]
+
+    def absolute(m: re.Match) -> str:
+        kind = "raw" if m[2].endswith((".svg", ".png")) else "blob"
+        return f"{m[1]}{repository}/{kind}/v{version}/{m[2]}"
+
+    return LINK.sub(absolute, text)
+
+
 def problems(root: Path) -> list[str]:
     "What is wrong with root/README.md: out of step with the notebook, or links that lead nowhere."
     text = wanted(root)

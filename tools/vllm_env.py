@@ -31,7 +31,7 @@ def needs(wheel: str) -> list[str]:
 def main() -> None:
     settings = ConfigParser(delimiters=["="])
     settings.read(Path(__file__).parent.parent / "settings.ini", encoding="utf-8")
-    vllm = settings["DEFAULT"]["teacher_requirements"]
+    vllm = settings["DEFAULT"]["teacher_own_environment_requirements"]
     if which("nvidia-smi"):
         pip("install", vllm)
         return

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['UNPREFIXED', 'VERBS', 'OPTIONAL', 'CONFIGS', 'LINES', 'CONFIRMED', 'Common', 'Step', 'Mine', 'Merge', 'say',
            'Prompts', 'Publish', 'Train', 'Judge', 'Report', 'PairsReport', 'Doctor', 'Lesson', 'Rig', 'Teacher',
-           'Sweep', 'Sft', 'Export', 'Import', 'ProfileFlags', 'step_config', 'one_line', 'refuse_empty', 'parse',
-           'how_judged', 'table', 'usage', 'Terminated', 'hearing_sigterm', 'leave', 'system_says', 'keep_traceback',
-           'complain', 'told_once', 'main']
+           'Sweep', 'Sft', 'Export', 'Import', 'Lessons', 'ProfileFlags', 'step_config', 'one_line', 'refuse_empty',
+           'parse', 'how_judged', 'table', 'usage', 'Terminated', 'hearing_sigterm', 'leave', 'system_says',
+           'keep_traceback', 'complain', 'told_once', 'main']
 
 # %% ../nbs/cli.ipynb #5d8c95d0
 import io, os, signal, sys, tempfile, threading, traceback
@@ -277,10 +277,22 @@ class Import:
         say(f"imported: {cfg.n_layer} layers of width {cfg.n_embd}, {cfg.vocab_size:,} symbols; "
               f"use --checkpoint {out}/model.safetensors --tokenizer {out}/tokenizer.json")
 
+# %% ../nbs/cli.ipynb #c0a1e012
+@dataclass
+class Lessons:
+    "Write the notebooks of the course into a folder; what you have changed there is left as it is"
+    to:Annotated[Path, tyro.conf.Positional, tyro.conf.arg(name="dir")] # folder, new or of an earlier time
+
+    def run(self):
+        from wikidpo.run.course import write_lessons
+        written, left = write_lessons(self.to)
+        for name in left: say(f"left, for you have changed it: {self.to/name}")
+        say(f"{len(written)} files written; open {self.to}/nbs/lessons/00_miniwiki.ipynb in JupyterLab")
+
 # %% ../nbs/cli.ipynb #3f7e73b2
 VERBS = {"lesson": Lesson, "rig": Rig, "teacher": Teacher, "sft": Sft, "prompts": Prompts, "mine": Mine, "merge": Merge,
          "publish": Publish, "train": Train, "judge": Judge, "sweep": Sweep, "report": Report, "doctor": Doctor,
-         "pairs-report": PairsReport, "export": Export, "import": Import}
+         "pairs-report": PairsReport, "export": Export, "import": Import, "lessons": Lessons}
 OPTIONAL = {"teacher", "prompts", "sweep"} # sections that a profile need not have
 # section of a profile -> its dataclass
 CONFIGS = {"policy": PolicyConfig, "teacher": TeacherConfig, "prompts": PromptsConfig, "mine": MineConfig,
@@ -371,7 +383,7 @@ def table(summary:dict)->str:
 
 # %% ../nbs/cli.ipynb #85b065f4
 def usage()->str:
-    verbs = "\n".join(f"  {name:9}{verb.__doc__}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:13}{verb.__doc__}" for name, verb in VERBS.items())
     return f"usage: wikidpo COMMAND [flags]\n\n{verbs}\n\n`wikidpo COMMAND --help` explains every flag; " \
            "`--debug` shows where an error came from."
 

@@ -6,10 +6,10 @@ Every other part of the engine does as it is told. Which part pays on which mach
 
 # %% auto #0
 __all__ = ['pick_device', 'has_bf16', 'pick_precision', 'is_large', 'device_of', 'training_parts', 'accelerate',
-           'compile_for_sampling', 'ready_to_sample']
+           'compile_for_sampling', 'record_steps', 'ready_to_sample']
 
 # %% ../../nbs/engine/accelerate.ipynb #3bdb898b
-from copy import deepcopy
+from copy import copy, deepcopy
 
 import torch
 
@@ -17,6 +17,7 @@ from ..core.files import UserError
 from ..core.model import GPT, Block
 from .attention import block_attention, fused_attention
 from .compiled import try_compiled
+from .graphs import GraphedRows
 from .memory import keep_memory
 from .packed import pack_for_sampling
 from .ragged import SharedCache, extend_shared, prefill_shared
@@ -87,6 +88,12 @@ def compile_for_sampling(model): # a copy made for sampling alone, changed in pl
     model.compiled_block = None if fast is Block.forward else fast
     return model
 
+# %% ../../nbs/engine/accelerate.ipynb #a41c0b08
+def record_steps(model): # a copy made for sampling alone, changed in place
+    "The same model, whose sampler launches each step as one"
+    model.ragged_rows = GraphedRows
+    return model
+
 def ready_to_sample(model, # of `open_policy`
                     precision:str="auto", # fp32, bf16, or auto: bf16 where the device has it and the model is large
                    ):
@@ -94,8 +101,10 @@ def ready_to_sample(model, # of `open_policy`
     device, large = device_of(model), is_large(model)
     if device == "cpu" and large: keep_memory()
     plain = pick_precision(precision, device) == "fp32" or precision == "auto" and not large
-    if plain or not isinstance(model, GPT): return model
-    copy = deepcopy(model).bfloat16()
-    if device != "cpu" or not has_bf16("cpu"): return copy
-    copy = pack_for_sampling(copy)
-    return compile_for_sampling(copy) if large else copy
+    if not isinstance(model, GPT): return model
+    if device == "cuda": return record_steps(copy(model) if plain else deepcopy(model).bfloat16())
+    if plain: return model
+    half = deepcopy(model).bfloat16()
+    if not has_bf16("cpu"): return half
+    half = pack_for_sampling(half)
+    return compile_for_sampling(half) if large else half

@@ -6,7 +6,7 @@ Replaces `generate_cached` of [lesson 03](../lessons/03_sampling.ipynb): same ar
 
 # %% auto #0
 __all__ = ['NOTHING', 'TOO_LARGE', 'SharedCache', 'each_tensor', 'stack_padded', 'attend_by_sums', 'prefill_shared',
-           'extend_shared', 'RecomputedRows', 'CachedRows', 'RowStates', 'fill_batch', 'sample_rows',
+           'extend_shared', 'token_logits', 'RecomputedRows', 'CachedRows', 'RowStates', 'fill_batch', 'sample_rows',
            'prompts_that_fit', 'free_memory', 'generate_ragged', 'sample_unit']
 
 # %% ../../nbs/engine/ragged.ipynb #95a1f8e0
@@ -27,8 +27,10 @@ from ..core.sample import draw, sample_k
 class SharedCache:
     "Keys and values while K responses of each prompt grow: the prompts' once, the new tokens' a column a step"
     def __init__(self,
-                 k:int=1): # responses a prompt
-        self.k, self.columns = k, 0                                   # columns written
+                 k:int=1, # responses a prompt
+                 room:int=16): # columns that it grows by, at least
+        self.k, self.room = k, room
+        self.columns, self.layout = 0, 0                              # columns written; how often tensors were replaced
         self.prompt, self.new = [], []                                # [[k, v], ...] of each layer
 
     def add(self, kv, lens): # keys and values of each layer, (P, G, T, d); the prompts' lengths (P,)
@@ -66,16 +68,18 @@ class SharedCache:
         "Make room for one more column, which every row sees: a quarter more at a time, since growing copies all"
         width = self.new[0][0].shape[2]
         if self.columns == width:
-            more = max(16, self.columns // 4 // 16 * 16)
+            more = max(self.room, self.columns // 4 // 16 * 16)
             for layer in self.new: layer[:] = [F.pad(t, (0, 0, 0, more)) for t in layer]
             self._see()
             width += more
         self.bias[..., self.bias.shape[-1] - width + self.columns] = 0
-        self.column = torch.full_like(self.slot[:1], self.columns)
+        self.column.fill_(self.columns)
         self.columns += 1
 
     def _see(self):
-        "The bias (R, 1, 1, Tp + C): 0 for a key that the row sees, -inf for what it must not"
+        "After a change of shape, the bias (R, 1, 1, Tp + C): 0 for a key that the row sees, -inf for what it must not"
+        self.layout += 1
+        self.column = torch.full_like(self.slot[:1], self.columns)    # the one that is written next
         Tp, C = self.prompt[0][0].shape[2], self.new[0][0].shape[2]
         c = torch.arange(max(Tp, C), device=self.slot.device)
         self.prompt_of = self.slot // self.k                          # (R,)
@@ -151,13 +155,18 @@ def prefill_shared(model, ids, lens, cache): # GPT, right-padded prompts (P, T),
 def extend_shared(model, ids, cache): # GPT, (R,) a token for every row of the cache
     "Put one more token into each row; the logits (R, vocab_size) of the token after it"
     cache.step()
+    logits = token_logits(model, ids, cache)
+    cache.pos.add_(1).clamp_(max=model.cfg.block_size - 1)            # a finished row may run on until it is dropped
+    return logits
+
+def token_logits(model, ids, cache):
+    "The same in a cache that has made room"
     run_block = getattr(model, "compiled_block", None)
     wide = len(ids) >= 16 and len(cache.lens) > 1                     # a size of 1 would be compiled again
     attend = cache.attend_by_sums if run_block and wide else cache.attend
     if not wide: run_block = None
     x, cos, sin = model.embed(ids[:, None]), model.cos[cache.pos[:, None]], model.sin[cache.pos[:, None]]
     for layer, block in enumerate(model.blocks): x = (run_block or Block.__call__)(block, x, cos, sin, attend(layer))
-    cache.pos = (cache.pos + 1).clamp(max=model.cfg.block_size - 1)   # a finished row may run on until it is dropped
     return model.head(model.norm(x)[:, 0])
 
 # %% ../../nbs/engine/ragged.ipynb #c202478b
@@ -190,12 +199,16 @@ class RecomputedRows:
 # %% ../../nbs/engine/ragged.ipynb #72b6a2eb
 class CachedRows:
     "Next-token logits of a ragged batch, for WikiGPT: no token computed twice, and each prompt once for its K rows"
+    multiple, room = 1, 16                                            # of prompts' columns, and columns it grows by
+
     def __init__(self, model, k): # k rows for each prompt
-        self.model, self.k, self.cache = model, k, SharedCache(k)
+        self.model, self.k, self.cache = model, k, SharedCache(k, self.room)
         self.logits = model.embed.weight.new_zeros(0, model.cfg.vocab_size)
 
     def add(self, prompts): # lists of token ids
         ids, lens = pad_right(prompts, self.logits.device)
+        more = min(-ids.shape[1] % self.multiple, self.model.cfg.block_size - ids.shape[1])
+        ids = F.pad(ids, (0, more))
         new = prefill_shared(self.model, ids, lens, self.cache)       # (prompts, vocab_size)
         self.logits = torch.cat([self.logits, new.repeat_interleave(self.k, 0)])
 
@@ -271,9 +284,9 @@ def prompts_that_fit(cfg, # GPTConfig
                      size:int=2): # bytes a number: 2 in bf16, 4 in fp32
     "Prompts whose K rows are sampled at once in four fifths of the free memory; at least 1"
     kv = 2 * cfg.n_layer * cfg.n_kv_head * cfg.head_dim * size        # a token's keys and values
-    logits = k * cfg.vocab_size * (2 * size + 8)
+    logits = k * cfg.vocab_size * (3 * size + 8)
     prefill = prompt * (4 * cfg.ffn_dim + 8 * cfg.n_embd) * size
-    one = kv * (prompt + 1.25 * k * max_new) + logits + prefill
+    one = kv * (prompt + 8 + k * max(64, 1.25 * max_new)) + logits + prefill
     return max(1, int(.8 * free / one))
 
 def free_memory(device): # bytes; what PyTorch holds and does not use is free too
@@ -291,7 +304,8 @@ def generate_ragged(model, # GPT, or any model(ids, targets) -> (logits, loss)
                    )->list:
     "The ids that each row says, as `generate` gives them; raises `UserError` if not even one prompt fits the memory"
     max_new, k = u.shape[1], len(u) // len(prompts)
-    new_batch = partial(CachedRows if isinstance(model, GPT) else RecomputedRows, model, k)
+    rows = getattr(model, "ragged_rows", CachedRows) if isinstance(model, GPT) else RecomputedRows
+    new_batch = partial(rows, model, k)
     batch = min(batch or len(prompts), len(prompts))
     weight = next(model.parameters())
     if weight.is_cuda and isinstance(model, GPT):
