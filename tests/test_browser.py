@@ -96,11 +96,12 @@ class Lab:
 
     @contextmanager
     def open(self, notebook):
-        "A page on the notebook, 1024 pixels wide; fails if a script fails or anything is fetched from elsewhere"
+        "A page on the notebook, 1024 pixels wide; fails at an error in the console, or at what comes from elsewhere"
         context = self.browser.new_context(viewport={"width": 1024, "height": 900})
         page, wrong = context.new_page(), []
         ours = self.url, self.url.replace("http", "ws"), "data:", "blob:"
         page.on("pageerror", lambda e: wrong.append(str(e)))
+        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
         page.on("request", lambda r: None if r.url.startswith(ours) else wrong.append(r.url))
         page.goto(f"{self.url}/lab/workspaces/{Path(notebook).stem}/tree/{notebook}?reset")
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
@@ -395,6 +396,17 @@ def test_pair_inspector_exports_and_says_what_is_wrong(room):
     python(room, "inspector.order, inspector.position = 'as mined', 11")
     wait(room, lambda: readout(w, "position").startswith("12 of") and not w.get_by_role("alert").is_visible())
     shoot(room, w, "inspector")
+
+
+@in_the_notebook_of("inspector")
+def test_a_search_that_found_nothing_can_be_cleared(room):
+    "Its page fails at an error in the console"
+    w = widget(room, "Pair inspector")
+    python(room, "inspector.query, inspector.limits = '', {}")
+    w.get_by_label("search").fill("no pair says this")
+    wait(room, lambda: readout(w, "position") == "no pair passes these filters")
+    w.get_by_label("search").fill("")
+    wait(room, lambda: readout(w, "position").startswith("1 of") and w.locator("mark").count())
 
 
 @in_the_notebook_of("tokens")

@@ -7,11 +7,13 @@ from wikidpo.cli import main
 from wikidpo.core.config import UNIT
 from wikidpo.core.files import read_jsonl, UserError
 from wikidpo.core.pairs import make_pairs
+from wikidpo.core.stats import tally
 from wikidpo.judge.config import TeacherConfig
 from wikidpo.judge.offline import offline_app, OfflineTeacher, serving
-from wikidpo.run.config import MineConfig, PolicyConfig
+from wikidpo.run.config import EvaluateConfig, MineConfig, PolicyConfig, RunTrainConfig
 from wikidpo.run.folder import write_jsonl
 from wikidpo.run.mine import merge, mine
+from wikidpo.run.rig import budget
 from wikidpo.world.facts import DATA, prompts
 
 POLICY = PolicyConfig(str(DATA/"model.safetensors"), str(DATA/"tokenizer.json"), device="cpu")
@@ -193,3 +195,116 @@ def test_merge_refuses_other_and_damaged_shards(sharded, tmp_path):
 def test_a_shard_that_cannot_be(tmp_path, capsys, shard, says):
     with pytest.raises(SystemExit) as e: command("mine", "--out", tmp_path/"run", "--shard", shard, *SHORT)
     assert e.value.code == 2 and says in capsys.readouterr().err and not (tmp_path/"run").exists()
+
+
+# --- pairs confirmed by a comparison in both orders
+
+SMALL = ["--n-prompts", "64", "--max-new", "48"]
+
+@pytest.fixture(scope="module")
+def confirmed(tmp_path_factory):
+    "The folder of a mining whose pairs were confirmed, and that of the same without"
+    tmp = tmp_path_factory.mktemp("confirmed")
+    command("mine", "--out", tmp/"all", *SMALL)
+    command("mine", "--out", tmp/"confirmed", *SMALL, "--confirm")
+    return tmp
+
+def test_a_pair_stays_if_both_orders_say_so(confirmed):
+    every, kept = (read_jsonl(confirmed/run/"pairs.jsonl") for run in ("all", "confirmed"))
+    judge = OfflineTeacher()
+    def asked(p, *sides): return judge.verdict(p["prompt"], *(p[side] for side in sides))
+    results = [tally(asked(p, "chosen", "rejected"), asked(p, "rejected", "chosen")) for p in every]
+    assert kept == [p for p, result in zip(every, results) if result == "a"] and 9 < len(kept) < len(every)
+    counts = mine_summary(confirmed/"confirmed")
+    assert counts["pairs"] == counts["confirmed"]["kept"] == len(kept)
+    assert counts["confirmed"]["compared"] == len(every) and counts["confirmed"]["reversed"] == results.count("b")
+    assert sum(counts["confirmed"][name] for name in ("tied", "flipped")) == results.count("tie")
+    assert "confirmed" not in mine_summary(confirmed/"all")
+    assert (confirmed/"confirmed"/"config.yaml").read_bytes() == (confirmed/"all"/"config.yaml").read_bytes()
+    verdicts = read_jsonl(confirmed/"confirmed"/"confirmed.jsonl")
+    assert [v["result"] for v in verdicts] == results
+    assert [(v["a"], v["b"]) for v in verdicts] == [(p["chosen"], p["rejected"]) for p in every]
+
+def test_a_mining_is_confirmed_when_it_is_done_and_back(confirmed, tmp_path):
+    "Nothing is sampled or scored again"
+    run = shutil.copytree(confirmed/"all", tmp_path/"run")
+    before = files(run)
+    command("mine", "--out", run, *SMALL, "--confirm")
+    for name in (*FILES, "confirmed.jsonl"): assert (run/name).read_bytes() == (confirmed/"confirmed"/name).read_bytes()
+    command("mine", "--out", run, *SMALL)
+    assert files(run) == before and "confirmed" not in mine_summary(run)
+
+def test_pairs_that_were_trained_on_stay(confirmed, tmp_path, capsys):
+    run = shutil.copytree(confirmed/"all", tmp_path/"run")
+    with open(run/"config.yaml", "a") as f: f.write("train: {}\n")
+    before = files(run)
+    with pytest.raises(SystemExit): command("mine", "--out", run, *SMALL, "--confirm")
+    assert "a training used these pairs, mined without --confirm" in capsys.readouterr().err and files(run) == before
+
+class Served:
+    "The offline teacher over HTTP, which counts what it is asked, and may be struck dumb where it should compare"
+    def __init__(self): self.app, self.asked, self.dumb = offline_app(), 0, False
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http" or not scope["path"].endswith("completions"):
+            return await self.app(scope, receive, send)
+        self.asked += 1
+        message = await receive()
+        if self.dumb and b"Answer B" in message["body"]:
+            body = json.dumps({"choices": [{"message": {"content": "perhaps"}}]}).encode()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            return await send({"type": "http.response.body", "body": body})
+        async def again(): return message
+        await self.app(scope, again, send)
+
+def test_a_stopped_confirming_goes_on(confirmed, tmp_path):
+    "Half of the verdicts are there; one of these is of other answers, one has no result, and the last line is torn"
+    served, run = Served(), tmp_path/"run"
+    with serving(served) as url:
+        words = ["--out", run, *SMALL, "--confirm", "--teacher.url", url]
+        command("mine", *words)
+        whole = {name: (run/name).read_bytes() for name in (*FILES, "confirmed.jsonl")}
+        rows = read_jsonl(run/"confirmed.jsonl")
+        half = [dict(row) for row in rows[len(rows) // 2:][::-1]]
+        half[0]["a"] = "Something else."
+        half[1] |= {"first": None, "second": None, "result": None}
+        write_jsonl(run/"confirmed.jsonl", half)
+        with open(run/"confirmed.jsonl", "a") as f: f.write('{"prompt_id": 3, "pro')
+        (run/"summary.json").unlink()
+        served.asked = 0
+        command("mine", *words)
+    assert {name: (run/name).read_bytes() for name in whole} == whole
+    assert served.asked == 2 * (len(rows) - len(half) + 2) + 2 # both orders of what is missing, and the two probes
+    assert whole["pairs.jsonl"] == (confirmed/"confirmed"/"pairs.jsonl").read_bytes()
+
+def test_a_pair_without_a_verdict_is_dropped_and_asked_for_again(confirmed, tmp_path, capsys):
+    served, run = Served(), tmp_path/"run"
+    with serving(served) as url:
+        words = ["--out", run, *SMALL, "--teacher.url", url]
+        command("mine", *words)
+        served.dumb = True
+        with pytest.raises(SystemExit): command("mine", *words, "--confirm")
+        assert "pairs was confirmed: mine without --confirm, or ask another judge" in capsys.readouterr().err
+        served.dumb = False
+        command("mine", *words, "--confirm")
+    assert (run/"pairs.jsonl").read_bytes() == (confirmed/"confirmed"/"pairs.jsonl").read_bytes()
+    assert mine_summary(run)["confirmed"]["unread"] == 0
+
+def test_confirmed_shards_merge_to_the_same_bytes(sharded, tmp_path, capsys):
+    folders = {name: shutil.copytree(sharded/name, tmp_path/name) for name in ("one", "s1", "s2")}
+    command("mine", "--out", folders["s1"], "--shard", "1/2", *SHORT, "--confirm")
+    with pytest.raises(SystemExit): command("merge", folders["s2"], folders["s1"], "--out", tmp_path/"mixed")
+    assert "its pairs are not confirmed" in capsys.readouterr().err
+    command("mine", "--out", folders["s2"], "--shard", "2/2", *SHORT, "--confirm")
+    command("mine", "--out", folders["one"], *SHORT, "--confirm")
+    command("merge", folders["s2"], folders["s1"], "--out", tmp_path/"all")
+    for name in (*FILES, "confirmed.jsonl"):
+        assert (tmp_path/"all"/name).read_bytes() == (folders["one"]/name).read_bytes()
+    assert mine_summary(tmp_path/"all")["confirmed"] == mine_summary(folders["one"])["confirmed"]
+
+def test_the_budget_counts_the_calls_of_a_confirming():
+    cfg, judging, training = config(confirm=True), EvaluateConfig("p.jsonl"), RunTrainConfig()
+    rates = dict.fromkeys(("responses", "scores", "pairs", "verdicts"), 10.)
+    [phase] = [p for p in budget(rates, cfg, judging, training, 1.) if p.name == "confirm"]
+    assert (phase.work, phase.seconds) == (f"{2 * N:,} verdicts", 2 * N / 10)
+    assert "confirm" not in [p.name for p in budget(rates, config(), judging, training)]

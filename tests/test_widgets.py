@@ -77,6 +77,19 @@ def test_slider_takes_what_the_browser_sends_and_refuses_the_rest():
     with pytest.raises(UserError, match="finite"): BetaSlider([1., math.nan])
 
 
+@pytest.mark.parametrize("loss_type, beta, eps", [("dpo", .1, 0.), ("dpo", 1.25, .2), ("ipo", .37, 0.)])
+def test_slider_sums_up_as_the_browser_does(loss_type, beta, eps):
+    "In double precision, as JavaScript does: 10,000 margins, some of them where a pair just retires"
+    edge = math.log(1 / (.025 + .95 * eps) - 1) / beta if loss_type == "dpo" else .475 / beta
+    z = np.concatenate([np.random.default_rng(0).normal(5, 9, 9000), edge * (1 + np.linspace(-2e-7, 2e-7, 1000))])
+    w = BetaSlider(z, beta=beta, loss_type=loss_type, label_smoothing=eps)
+    zs = w.z.numpy().astype(float)
+    pulls = 1 - 2 * beta * zs if loss_type == "ipo" else 1 / (1 + np.exp(beta * zs)) - eps
+    began = 1 if loss_type == "ipo" else .5 - eps
+    assert w.summary["retired"] == (abs(pulls) < .05 * began).sum()
+    assert math.isclose(w.summary["mean"], pulls.mean(), rel_tol=1e-12)
+
+
 @pytest.fixture
 def run(tmp_path):
     path = make_run(tmp_path/"run")
@@ -114,6 +127,25 @@ def test_inspector_handlers(run):
     browser(w, limits={})
     assert w.error == "" and len(w.selection) == len(run.pairs)
     json.dumps([w.view, w.pair], allow_nan=False) # what goes to the browser is JSON
+
+
+def test_inspector_begins_where_it_is_told(run):
+    w = PairInspector(run.pairs, position=17)
+    assert (w.position, w.error) == (17, "") and w.pair["prompt"] == run.pairs[17]["prompt"]
+    w = PairInspector(run.path/"samples.jsonl", position=3, order="both bad")
+    assert w.position == 3 and w.pair["prompt"] == w.pairs[w.selection[3]]["prompt"]
+    assert w.view["first"] == 0
+    w = PairInspector(run.pairs, position=10**6)
+    assert "position 1000000: there are" in w.error
+
+
+def test_the_pair_and_its_view_arrive_together(run):
+    "The browser hears of both in one message: a view of some pairs without a pair would be no state at all"
+    w, sent = PairInspector(run.pairs), []
+    browser(w, query="nothing says this")
+    w._send = lambda message, buffers=None: sent.append(message.get("state", {}))
+    browser(w, query="")
+    assert [s for s in sent if "view" in s or "pair" in s] == [s for s in sent if "view" in s and "pair" in s] != []
 
 
 def test_inspector_exports_what_is_selected(run, tmp_path):

@@ -24,6 +24,7 @@ from wikidpo.core.data import PairDataset
 from wikidpo.core.files import read_jsonl
 from wikidpo.core.model import GPT
 from wikidpo.core.pairs import make_pairs
+from wikidpo.core.stats import tally
 from wikidpo.core.train import freeze, train_dpo
 from wikidpo.engine.accelerate import accelerate
 from wikidpo.judge.offline import OfflineTeacher
@@ -32,6 +33,7 @@ from wikidpo.run.folder import write_atomic, write_jsonl
 from wikidpo.run.mine import mine
 from wikidpo.run.train import train
 from wikidpo.show.doctor import doctor
+from wikidpo.world.grade import grade
 
 RUNS = ROOT / "runs" / "phenomena"
 HELD_OUT = 128  # pairs of a seed that no policy is trained on
@@ -258,7 +260,43 @@ def exchanged(pair: dict) -> dict:
     return {names.get(k, k): v for k, v in pair.items()}
 
 
-CLAIMS = (recipe, default, hot, leash, slack, reference, regimes, rambler, temperatures, noise)
+def confirm(lab: Lab) -> list[dict]:
+    "11: pairs that a comparison in both orders confirms, against as many at random, with and without planted errors."
+    rows = []
+    for share in (0.0, *FLIPPED):
+        pairs = flip(lab.pairs, share, lab.seed)
+        results = [compared(p, teacher(lab.seed)) for p in pairs]
+        kept = [p for p, result in zip(pairs, results) if result == "a"]
+        dice = random.Random(lab.seed + int(1000 * share))  # other ones than those that chose what to exchange
+        arms = {"all": pairs, "confirmed": kept, "random": dice.sample(pairs, len(kept))}
+        known = {"flipped": share, "tied": results.count("tie"), "reversed": results.count("b")}
+        for arm, those in arms.items():
+            row = planted(lab, share) if arm == "all" else run(lab, f"{arm} flipped{share}", those)
+            rows.append(row | {"arm": arm, **known, **state(those)})
+    return rows
+
+
+def planted(lab: Lab, share: float) -> dict:
+    "All pairs with this share of them exchanged: a row of `noise`."
+    if not share:
+        return run(lab, "default", lab.pairs)
+    return run(lab, f"flipped{share} smoothed0.0", flip(lab.pairs, share, lab.seed), label_smoothing=0.0)
+
+
+def compared(pair: dict, judge: OfflineTeacher) -> str:
+    "What a comparison in both orders says: a for chosen, b for rejected, or tie."
+    asked, chosen, rejected = pair["prompt"], pair["chosen"], pair["rejected"]
+    return tally(judge.verdict(asked, chosen, rejected), judge.verdict(asked, rejected, chosen))
+
+
+def state(pairs: list) -> dict:
+    "How many pairs there are, and in which share of them the truth prefers the rejected answer, or neither."
+    gaps = [grade(p["prompt"], p["chosen"]).score - grade(p["prompt"], p["rejected"]).score for p in pairs]
+    wrong, equal = sum(g < 0 for g in gaps), gaps.count(0)
+    return {"pairs": len(pairs), "wrong": wrong / len(pairs), "equal": equal / len(pairs)}
+
+
+CLAIMS = (recipe, default, hot, leash, slack, reference, regimes, rambler, temperatures, noise, confirm)
 EXPERIMENTS = {f.__name__: f for f in CLAIMS}
 SEEDS = {"default": 5, "hot": 5}  # three for the others, which take minutes a seed
 

@@ -108,6 +108,9 @@ class MineConfig:
     batch:int=16 # prompts in one ragged batch, where this process samples
     gap:int=2 # keep a prompt if best - worst is at least this
     best:int=6 # and the best at least this
+    # keep a pair only if a comparison of its two answers, in both orders, says the same; two more calls a pair. It can
+    # be turned on when the mining is done
+    confirm:bool=False
     shard:str|None=None # i/n: mine the i-th of n parts alone; `wikidpo merge` joins them
     # who samples: this process, or servers of the exported policy (`wikidpo export`)
     engine:Literal["local", "vllm"]="local"
@@ -122,8 +125,8 @@ class MineConfig:
         _check_servers(self)
 
     def identity(self)->dict:
-        "What decides about the result; not who is asked"
-        return {k: v for k, v in asdict(self).items() if not k.startswith("policy_")}
+        "What decides about the samples; not who is asked, and not whether their pairs are confirmed"
+        return {k: v for k, v in asdict(self).items() if k != "confirm" and not k.startswith("policy_")}
 
 # %% ../../nbs/run/config.ipynb #c0nf0019
 @dataclass

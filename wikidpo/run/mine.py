@@ -20,17 +20,19 @@ from ..core.chat import encode_many
 from ..core.config import UNIT
 from ..core.files import each_line, parse_line, quoted, UserError
 from ..core.pairs import make_pairs
+from ..core.stats import tally
 from ..engine.accelerate import ready_to_sample
 from ..engine.ragged import sample_unit
-from ..judge.client import ask_score, check_teacher, no_score
+from ..judge.client import ask_score, ask_verdict, check_teacher, no_score
 from ..judge.pool import JudgePool, tell_missing
 from ..models.policy import open_policy
 from ..models.remote import sample_units, Servers
 from .config import shard_units
-from .folder import content_of, JsonlWriter, policy_files, QUIET, update_json, write_atomic, writing
+from .folder import (content_of, JsonlWriter, policy_files, QUIET, update_json, write_atomic, write_jsonl,
+                                writing)
 from .profiles import claim, difference, finished
 from .records import (Answer, fits, MineSettings, Prompt, read_object, read_records, read_yaml, Sample,
-                                 Summary)
+                                 Summary, Verdict)
 
 # %% ../../nbs/run/mine.ipynb #5f23f64c
 def read_prompts(path, n:int=None, # the first so many
@@ -127,7 +129,7 @@ def _score_all(path, # samples.jsonl
         def keep(row, judged):
             samples.write(row | _score_columns(judged))
             bar.update()
-        with bar, client, JudgePool(ask, keep, teacher.concurrency, give_up=no_score) as pool:
+        with bar, JudgePool(ask, keep, teacher.concurrency, give_up=no_score) as pool:
             for rows in batches: pool.submit(r for r in rows if (r["prompt_id"], r["k"]) not in scored)
 
 def _scored(path)->set:
@@ -145,22 +147,27 @@ def _score_columns(judged)->dict:
     return columns if judged.mass is None else columns | {"mass": judged.mass}
 
 # %% ../../nbs/run/mine.ipynb #m1ne0020
-def _filter_samples(out, gap:int, best:int, shard, **more)->dict:
+def _filter_samples(out, gap:int, best:int, shard, confirm:bool=False, **more)->dict:
     "The last step: the samples in order, the pairs, and the summary with `more` in it"
-    path, pairs = out/"samples.jsonl", []
-    places = sorted((s["prompt_id"], s["k"], begin) for _, begin, s in each_line(path, check=fits(Sample)))
-    _keep_lines(path, [begin for *_, begin in places])
+    responses, pairs = _put_in_order(out/"samples.jsonl"), {}
     counts, missing, masses = Counter(make_pairs([])[1]), [], []
-    for rows in _each_prompt(path):
+    for rows in _each_prompt(out/"samples.jsonl"):
         found, counted = make_pairs(rows, gap, best)
-        pairs += [json.dumps(pair, ensure_ascii=False) + "\n" for pair in found]
+        for pair in found: pairs[rows[0]["prompt_id"]] = json.dumps(pair, ensure_ascii=False) + "\n"
         counts.update(counted)
         missing += [s for s in rows if s["score"] is None]
         masses += [s["mass"] for s in rows if "mass" in s]
-    if not pairs and not shard: _complain_no_pairs(path, counts, missing)
-    write_atomic(out/"pairs.jsonl", "".join(pairs))
-    summary = _mine_summary(counts, len(places), missing, masses) | more
+    if confirm: more["confirmed"] = _drop_unconfirmed(out/"confirmed.jsonl", pairs)
+    if not pairs and not shard: _complain_no_pairs(out/"samples.jsonl", counts, missing)
+    write_atomic(out/"pairs.jsonl", "".join(pairs.values()))
+    summary = _mine_summary(counts | {"pairs": len(pairs)}, responses, missing, masses) | more
     return update_json(out/"summary.json", mine=summary)["mine"]
+
+def _put_in_order(path)->int:
+    "The samples in the order of their prompts; how many there are"
+    places = sorted((s["prompt_id"], s["k"], begin) for _, begin, s in each_line(path, check=fits(Sample)))
+    _keep_lines(path, [begin for *_, begin in places])
+    return len(places)
 
 def _each_prompt(path):
     "The samples of one prompt after the other"
@@ -180,8 +187,77 @@ def _complain_no_pairs(path, counts, missing):
     "Says what became of the prompts, and what a judge said that could not be read"
     why = "; lower mine.gap or mine.best, or look at the scores"
     if missing: why = f"; the teacher said: {quoted(missing[0]['reply'] or missing[0].get('error', ''), 150)}"
+    if n := counts["pairs"]: why = f"; none of {n} pairs was confirmed: mine without --confirm, or ask another judge"
     raise UserError(f"{quoted(path)}: no prompt survived the filters ({counts['tie']} ties, "
                     f"{counts['bad']} bad, {counts['unscored']} unscored){why}")
+
+# %% ../../nbs/run/mine.ipynb #conf0002
+def _comparisons(path, gap:int, best:int)->list: # path: samples.jsonl, in order
+    "Each pair as two answers to compare: a is the chosen one"
+    found = []
+    for rows in _each_prompt(path):
+        for pair in make_pairs(rows, gap, best)[0]:
+            found.append({"prompt_id": rows[0]["prompt_id"], "prompt": pair["prompt"], "a": pair["chosen"],
+                          "b": pair["rejected"]})
+    return found
+
+def _known_results(path)->dict: # confirmed.jsonl, which may not be there yet
+    "{(prompt, both answers): row} of the comparisons with a result"
+    if not path.exists(): return {}
+    with JsonlWriter(path): pass # cuts a torn last line
+    return {_compared(row): row for row in read_records(path, Verdict) if row["result"]}
+
+def _compared(row)->tuple: return row["prompt_id"], row["a"], row["b"]
+
+# %% ../../nbs/run/mine.ipynb #conf0004
+def _confirm_all(path, comparisons, client, teacher, probe):
+    "Compare, in both orders, what has not been compared yet; each is written as its verdicts come"
+    known = _known_results(path)
+    todo = [row for row in comparisons if _compared(row) not in known]
+    def ask(row):
+        orders = (row["a"], row["b"]), (row["b"], row["a"])
+        first, second = (ask_verdict(client, teacher.model, row["prompt"], *answers, probe) for answers in orders)
+        return _verdicts(first.value, second.value, first.reason or second.reason)
+    bar = tqdm(total=len(comparisons), initial=len(comparisons) - len(todo), unit="pair", desc="confirm", disable=QUIET)
+    with JsonlWriter(path) as file:
+        def keep(row, verdicts):
+            file.write(row | verdicts)
+            bar.update()
+        def give_up(lost): return _verdicts(None, None, lost.reason)
+        with bar, JudgePool(ask, keep, teacher.concurrency, give_up=give_up) as pool: pool.submit(todo)
+    asked, of_these = {_compared(row): row for row in read_records(path, Verdict)}, map(_compared, comparisons)
+    write_jsonl(path, [known.get(key) or asked[key] for key in of_these])
+
+def _verdicts(first, second, error:str)->dict:
+    "What a comparison adds to a row"
+    return {"first": first, "second": second, "result": tally(first, second)} | ({"error": error} if error else {})
+
+# %% ../../nbs/run/mine.ipynb #conf0006
+def _outcome(row)->str:
+    "What a comparison says of a pair"
+    if row["result"] is None: return "unread"
+    if row["result"] == "a": return "kept"
+    if row["result"] == "b": return "reversed"
+    return "flipped" if row["first"] == row["second"] != "TIE" else "tied"
+
+def _drop_unconfirmed(path, pairs:dict)->dict: # {prompt_id: pair}, those that are dropped leave it
+    "How many pairs were compared, and what became of them"
+    rows = [row for row in read_records(path, Verdict) if row["prompt_id"] in pairs]
+    outcomes = {row["prompt_id"]: _outcome(row) for row in rows}
+    counts = Counter(outcomes.get(prompt, "unread") for prompt in pairs)
+    for prompt in [*pairs]:
+        if outcomes.get(prompt) != "kept": del pairs[prompt]
+    names = "kept", "tied", "flipped", "reversed", "unread"
+    if missing := [row for row in rows if not row["result"]]:
+        tell_missing(missing, len(rows), "confirm", "pairs have no verdict")
+    return {"compared": counts.total()} | {name: counts[name] for name in names}
+
+# %% ../../nbs/run/mine.ipynb #conf0012
+def _confirm_pairs(out, cfg, client, teacher, probe):
+    "Compare the two answers of each pair of the samples"
+    _put_in_order(out/"samples.jsonl")
+    comparisons = _comparisons(out/"samples.jsonl", cfg.gap, cfg.best)
+    _confirm_all(out/"confirmed.jsonl", comparisons, client, teacher, probe)
 
 # %% ../../nbs/run/mine.ipynb #m1ne0034
 def _record(policy, teacher, cfg)->dict: # PolicyConfig, TeacherConfig, MineConfig
@@ -189,10 +265,17 @@ def _record(policy, teacher, cfg)->dict: # PolicyConfig, TeacherConfig, MineConf
     inputs = content_of(prompts=cfg.prompts, **policy_files(policy))
     return cfg.identity() | {"policy": asdict(policy), "teacher": teacher.record(), "inputs": inputs}
 
-def _asks_again(out, done:dict)->bool:
-    "Whether a finished mining has answers without a score, and nothing was trained on its pairs"
-    if not done.get("unparsable") or "train" in read_yaml(out/"config.yaml"): return False
-    print(f"mine: {done['unparsable']:,} answers without a score are asked for again")
+def _asks_again(out, confirm:bool, done:dict)->bool:
+    "Whether a finished mining has something left to do, and nothing was trained on its pairs"
+    confirmed, used = done.get("confirmed"), "train" in read_yaml(out/"config.yaml")
+    if bool(confirmed) != confirm and used:
+        raise UserError(f"{quoted(out)}: a training used these pairs, mined {'with' if confirmed else 'without'} "
+                        "--confirm; choose another --out, or begin anew with --restart")
+    if bool(confirmed) != confirm: return True
+    missing = done.get("unparsable", 0), (confirmed or {}).get("unread", 0)
+    if used or not any(missing): return False
+    for n, what in zip(missing, ("answers without a score", "pairs without a verdict")):
+        if n: print(f"mine: {n:,} {what} are asked for again")
     return True
 
 def _drop_cut_units(path, units, n_prompts:int, k:int)->dict:
@@ -208,14 +291,14 @@ def mine(policy, # PolicyConfig
          out, # run folder
          restart:bool=False, # begin anew: what an earlier start wrote is removed
         )->dict:
-    """Sample, score, filter; writes responses.jsonl, samples.jsonl, pairs.jsonl and the section `mine` of
-    summary.json, which it returns"""
+    """Sample, score, filter, and confirm if asked; writes responses.jsonl, samples.jsonl, confirmed.jsonl, pairs.jsonl
+    and the section `mine` of summary.json, which it returns"""
     start, out = time.perf_counter(), Path(out)
     prompts, k = read_prompts(cfg.prompts, cfg.n_prompts), len(cfg.temps)
     ours = shard_units(cfg.shard, len(prompts))
     config, responses = _record(policy, teacher, cfg), out/"responses.jsonl"
     with writing(out):
-        if done := finished(out, "mine", config, restart, partial(_asks_again, out)): return done
+        if done := finished(out, "mine", config, restart, partial(_asks_again, out, cfg.confirm)): return done
         units = {} if restart else _finished_units(responses, len(prompts), k)
         groups = _sample_units(policy, cfg, prompts, [u for u in ours if u not in units])
         client = teacher.client()
@@ -224,9 +307,11 @@ def mine(policy, # PolicyConfig
         units = _drop_cut_units(responses, units, len(prompts), k)
         batches = _unit_rows(responses, ours, units, prompts, groups)
         total = k * len(prompts[ours.start * UNIT:ours.stop * UNIT])
-        _score_all(out/"samples.jsonl", batches, total, client, teacher, probe)
-        seconds = round(time.perf_counter() - start, 1)
-        return _filter_samples(out, cfg.gap, cfg.best, cfg.shard, constrained=probe.constrained, seconds=seconds)
+        with client:
+            _score_all(out/"samples.jsonl", batches, total, client, teacher, probe)
+            if cfg.confirm: _confirm_pairs(out, cfg, client, teacher, probe)
+        more = {"constrained": probe.constrained, "seconds": round(time.perf_counter() - start, 1)}
+        return _filter_samples(out, cfg.gap, cfg.best, cfg.shard, cfg.confirm, **more)
 
 # %% ../../nbs/run/mine.ipynb #m1ne0025
 def read_mining(out, # run folder
@@ -264,6 +349,22 @@ def _read_shards(paths)->list:
     if missing: raise UserError(f"shard {min(missing)}/{n} is missing: name the run folders of all shards")
     return [parts[i] for i in sorted(parts)]
 
+# %% ../../nbs/run/mine.ipynb #conf0010
+def _joined(name, parts)->bytes:
+    "One file of all shards, one behind the other; raises `UserError` if lines are missing"
+    data = b"".join((path/name).read_bytes() for path, *_ in parts)
+    def lines(summary): return summary["confirmed"]["compared"] if "confirmed" in name else summary["responses"]
+    found, wanted = data.count(b"\n"), sum(lines(summary) for *_, summary in parts)
+    if found == wanted: return data
+    raise UserError(f"{name}: the shards hold {found:,} lines, their summaries say {wanted:,}; "
+                    "mine the damaged shard again")
+
+def _are_confirmed(parts)->bool:
+    "Whether the pairs of the shards were confirmed; raises `UserError` if those of some were"
+    found = {bool(summary.get("confirmed")): path for path, _, summary in parts}
+    if len(found) == 1: return True in found
+    raise UserError(f"{found[False]}: its pairs are not confirmed, those of {found[True]} are; confirm all or none")
+
 # %% ../../nbs/run/mine.ipynb #66742578
 def merge(shards, # run folders, one for each shard, in any order
           out, # run folder for the whole
@@ -272,19 +373,14 @@ def merge(shards, # run folders, one for each shard, in any order
     returns the section `mine` of its summary.json"""
     out, parts = Path(out), _read_shards(shards)
     config, summaries = parts[0][1], [summary for *_, summary in parts]
-    files = {name: _joined(name, parts) for name in ("responses.jsonl", "samples.jsonl")}
+    confirm = _are_confirmed(parts)
+    names = "responses.jsonl", "samples.jsonl", *["confirmed.jsonl"] * confirm
+    files = {name: _joined(name, parts) for name in names}
     constrained = all(s["constrained"] for s in summaries)
     seconds = round(sum(s["seconds"] for s in summaries), 1)
     with writing(out):
         if done := finished(out, "mine", config | {"shard": None}): return done
         claim(out, "mine", config | {"shard": None})
         for name, data in files.items(): write_atomic(out/name, data)
-        return _filter_samples(out, config["gap"], config["best"], None, constrained=constrained, seconds=seconds)
-
-def _joined(name, parts)->bytes:
-    "One file of all shards, one behind the other; raises `UserError` if lines are missing"
-    data = b"".join((path/name).read_bytes() for path, *_ in parts)
-    found, wanted = data.count(b"\n"), sum(summary["responses"] for *_, summary in parts)
-    if found == wanted: return data
-    raise UserError(f"{name}: the shards hold {found:,} lines, their summaries say {wanted:,}; "
-                    "mine the damaged shard again")
+        more = {"constrained": constrained, "seconds": seconds}
+        return _filter_samples(out, config["gap"], config["best"], None, confirm, **more)

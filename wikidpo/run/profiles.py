@@ -140,7 +140,7 @@ def _became(old, new)->str:
     if new is None: return "is gone"
     return "was not there" if old is None else "has another content now"
 
-WRITTEN = {"mine": ("responses.jsonl", "samples.jsonl", "pairs.jsonl"),
+WRITTEN = {"mine": ("responses.jsonl", "samples.jsonl", "confirmed.jsonl", "pairs.jsonl"),
            "train": ("state.pt", "metrics.jsonl", "margins.jsonl", "looks.jsonl", "warnings.jsonl", "dpo.pt", "wandb"),
            "judge": ("verdicts.jsonl", "controls", "winrate.svg"),
            "compare": ("verdicts.jsonl",),

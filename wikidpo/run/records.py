@@ -143,6 +143,7 @@ class MineSummary(Section):
     pairs: Count = 0
     survival: Share = 0.
     seconds: Logged = 0.
+    confirmed: dict[str, Count]|None = None # what became of the pairs; None: they were not compared
 
 class TrainSummary(Section):
     steps: Count = 0

@@ -180,9 +180,10 @@ def budget(rates:dict, # responses, scores, pairs, verdicts a second
     n = mine.n_prompts * len(mine.temps)
     pairs = round(mine.n_prompts * survival) * train.epochs
     duels = 2 * judge.n
-    comparing = duels / rates["responses"] + duels / rates["verdicts"]
+    comparing, orders = duels / rates["responses"] + duels / rates["verdicts"], 2 * round(mine.n_prompts * survival)
+    confirm = [Phase("confirm", f"{orders:,} verdicts", orders / rates["verdicts"])] if mine.confirm else []
     return [Phase("sample", f"{n:,} responses", n / rates["responses"], "60-75 min, $0.45"),
-            Phase("judge", f"{n:,} scores", n / rates["scores"], "30-40 min, $0.25"),
+            Phase("judge", f"{n:,} scores", n / rates["scores"], "30-40 min, $0.25"), *confirm,
             Phase("train", f"{pairs:,} pairs", pairs / rates["pairs"], "25-35 min, $0.20"),
             Phase("win rate", f"{duels:,} answers, {duels:,} verdicts", comparing, "15 min, $0.10")]
 

@@ -32,7 +32,7 @@ def pull(z, # (B,) margin in nats
 
 def has_retired(z, beta:float=.1, loss_type:str="dpo", label_smoothing:float=0.): # as in `pull`
     "Whether a pair has next to no pull left, in either direction, (B,)"
-    began = pull(torch.zeros(1), beta, loss_type, label_smoothing)
+    began = pull(z.new_zeros(1), beta, loss_type, label_smoothing)
     return pull(z, beta, loss_type, label_smoothing).abs() < RETIRED * began
 
 # %% ../../nbs/show/beta.ipynb #be7a0004
@@ -90,8 +90,9 @@ class BetaSlider(LabWidget):
 
     @property
     def summary(self)->dict:
-        "Retired pairs and mean pull, as the widget shows them"
-        mean = pull(self.z, **self.settings).mean().item()
-        return {"retired": int(has_retired(self.z, **self.settings).sum()), "mean": mean}
+        "Retired pairs and mean pull, as the widget shows them: in double precision, as JavaScript computes"
+        z = self.z.double()
+        mean = pull(z, **self.settings).mean().item()
+        return {"retired": int(has_retired(z, **self.settings).sum()), "mean": mean}
 
     def static_figure(self)->Figure: return beta_figure(self.z, **self.settings)

@@ -198,7 +198,8 @@ class PairInspector(LabWidget):
 
     def __init__(self, source, # pairs.jsonl, samples.jsonl, or a list of their objects
                  out=None, # file to export to; None: pairs.inspected.jsonl beside the source
-                 **kwargs): # query, limits, order, position
+                 position:int=0, # of the pair that is shown, among those that pass
+                 **kwargs): # query, limits, order
         beside = None if isinstance(source, list) else Path(source).with_name("pairs.inspected.jsonl")
         self.out = Path(out) if out else beside
         self.pairs, self.total, self.unit = _read_pairs(source)
@@ -207,6 +208,7 @@ class PairInspector(LabWidget):
         super().__init__(**({"limits": MINED_LIMITS} if self.unit == "prompts" else {}) | kwargs)
         self.on_msg(lambda _, message, __: self.export() if message.get("export") else None)
         self._filter()
+        self.position = position
 
     @observe("query", "limits", "order")
     @guarded
@@ -222,8 +224,9 @@ class PairInspector(LabWidget):
         if not 0 <= k < max(1, n): raise UserError(f"position {k}: there are {n} pairs in the selection")
         first = k // PAIRS_A_PAGE * PAIRS_A_PAGE
         rows = [self._row(i) for i in self.selection[first:first + PAIRS_A_PAGE]]
-        self.view = {"kept": n, "total": self.total, "unit": self.unit, "first": first, "rows": rows, **self.summary()}
-        self.pair = pair_view(self.pairs[self.selection[k]]) if n else {}
+        view = {"kept": n, "total": self.total, "unit": self.unit, "first": first, "rows": rows, **self.summary()}
+        with self.hold_sync(): # the browser hears of both at once
+            self.view, self.pair = view, pair_view(self.pairs[self.selection[k]]) if n else {}
 
     def _row(self, i)->list:
         "One line of the list: index, prompt, both scores and the difference in length, None where unknown"
