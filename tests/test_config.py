@@ -62,6 +62,10 @@ def test_a_folder_is_claimed_once(tmp_path, capsys):
     assert finished(out, "mine", {"seed": 0, "temps": [.7, 1.3]}) == {"pairs": 3}
     assert "mine: already done" in capsys.readouterr().out
     with pytest.raises(UserError, match="train.beta is 0.1 there, 0.5 here"): claim(out, "train", {"beta": .5})
+    newer = {"beta": .1, "gamma": 0.} # an option that came later, and is off
+    with pytest.raises(UserError, match="train.gamma is None there, 0.5 here"):
+        claim(out, "train", newer | {"gamma": .5})
+    assert claim(out, "train", newer) is None
     (tmp_path/"notes.txt").touch()
     with pytest.raises(UserError, match="is no run folder"): claim(tmp_path, "mine", {})
 

@@ -148,6 +148,18 @@ def test_hostile_text_stays_text(tmp_path, kind, capsys):
     assert_inert(Page(html.read_text(encoding="utf-8")))
     assert "\x1b" not in text and "\u202e" not in text
 
+def test_pairs_that_others_wrote_are_read_and_what_is_left_out_is_said(tmp_path):
+    ours = sound(40)
+    def said(role, text): return {"role": role, "content": text}
+    def told(p, side): return [said("user", p["prompt"]), said("assistant", p[side])]
+    def sides(p): return {side: told(p, side) for side in ("chosen", "rejected")}
+    theirs = tmp_path/"theirs.jsonl"
+    write_jsonl(theirs, [*map(sides, ours), {"chosen": [], "rejected": []}])
+    found, same = report_pairs(theirs), report_pairs(write(tmp_path, ours))
+    for name in ("pairs", "length", "duplicates", "noise"): assert found[name] == same[name]
+    assert "40 pairs in" in report_text(found) and "1 left out, from" in report_text(found)
+    assert "1 left out, from" in pairs_report(theirs)[1][1].read_text(encoding="utf-8")
+
 def test_what_is_no_pair_is_refused_in_one_line(tmp_path, capsys):
     path = write(tmp_path, [*sound(2), {"prompt": "p", "chosen": 3, "rejected": "r"}])
     with pytest.raises(UserError, match=r"pairs.jsonl:3: the field 'chosen'"): report_pairs(path)

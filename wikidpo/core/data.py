@@ -78,7 +78,7 @@ class PairDataset(Dataset):
 
     Raises `UserError` with file and line for a row that cannot be used."""
     def __init__(self,
-                 path, # JSONL with prompt, chosen, rejected (the lesson's columns); or its objects
+                 path, # JSONL: prompt, chosen, rejected, as in the original lesson; or objects
                  tok, # Tokenizer
                  block_size:int): # longest sequence, tokens
         self.tok, self.block_size = tok, block_size

@@ -122,6 +122,7 @@ def difference(step:str, there:dict, here:dict)->str|None: # a section of two fi
     "In what two configurations of a step differ, in words; None: in nothing"
     for k in {**there, **here}:
         if k == "inputs" or k.startswith("sha_") or there.get(k) == here.get(k): continue
+        if k not in there and not here[k]: continue                   # a newer option, which is off
         return f"{step}.{k} is {quoted(repr(there.get(k)))} there, {quoted(repr(here.get(k)))} here"
     old, new = _inputs(there), _inputs(here)
     changed = [name for name in old if name in new and not _is_same(old[name], new[name])]

@@ -25,6 +25,7 @@ from ..core.files import each_line, no_collector, quoted, read_in_order, UserErr
 from ..core.pairs import make_pairs
 from ..core.stats import wilson
 from ..run.folder import write_atomic
+from ..run.foreign import is_ours, read_pairs, told
 from ..run.mine import read_prompts
 from ..run.prompts import NEAR, shingles
 from ..run.records import fits, Pair, Sample
@@ -57,17 +58,19 @@ def _row(pair, better)->tuple:
             pair.get("chosen_finished") is False, blank or unusable(pair) is not None, better)
 
 # %% ../../nbs/show/pairs_report.ipynb #prrp0007
-def read_columns(path)->tuple: # pairs.jsonl
-    "(the prompt of each pair, `PAIR_ROW` of each pair); raises `UserError` for a file without pairs"
-    asked = []
+def read_columns(path)->tuple: # pairs.jsonl, or a file of pairs that others wrote
+    """(the prompt of each pair, `PAIR_ROW` of each pair, what was left out, in words, or None)
+
+    Raises `UserError` for a file without pairs."""
+    asked, taken = [], None if is_ours(path) else read_pairs(path)
     def rows():
-        for *_, pair in each_line(path, check=fits(Pair)):
+        for pair in taken.rows if taken else (pair for *_, pair in each_line(path, check=fits(Pair))):
             asked.append(pair["prompt"])
             texts = pair["prompt"], pair["chosen"], pair["rejected"]
             yield _row(pair, _better(*texts) if len(asked) <= GRADED else math.nan)
     with no_collector(): table = np.fromiter(rows(), PAIR_ROW)
     if not asked: raise UserError(f"{quoted(path)}: holds no pairs")
-    return asked, table
+    return asked, table, taken and told(taken, "pairs")
 
 # %% ../../nbs/show/pairs_report.ipynb #prrp0011
 def earned(p:float)->float:
@@ -334,11 +337,12 @@ def report_pairs(source, # run folder, or a file of pairs
     run = load_run(source) if source.is_dir() else None
     file = source/"pairs.jsonl" if run else source
     if run and not file.exists(): raise UserError(f"{quoted(source)}: has no pairs.jsonl yet; mine first")
-    asked, table = read_columns(file)
+    asked, table, read = read_columns(file)
     held = read_prompts(eval_prompts) if eval_prompts else run and _evaluation(run)
     tuned = read_prompts(sft_prompts) if sft_prompts else run and _fine_tuning(run)
-    report = {"source": str(source), "pairs": len(asked), "yield": run and yields(run), "scores": scores(table),
-              "length": lengths(table), "temperature": temperatures(table), "duplicates": duplicates(asked, table),
+    report = {"source": str(source), "read": read, "pairs": len(asked), "yield": run and yields(run),
+              "scores": scores(table), "length": lengths(table), "temperature": temperatures(table),
+              "duplicates": duplicates(asked, table),
               "overlap": {"evaluation": overlap(asked, held), "fine_tuning": overlap(asked, tuned)},
               "noise": label_noise(table)}
     unknown = [text for path, text in UNKNOWN.items() if figure_at(report, path) is None]
@@ -438,7 +442,7 @@ def _advice_of(report, part)->list:
 
 def report_text(report)->str:
     "The report for a terminal; advice begins with an exclamation mark"
-    lines = [f"{quoted(report['source'], 400)}: {report['pairs']:,} pairs"]
+    lines = [report["read"] or f"{quoted(report['source'], 400)}: {report['pairs']:,} pairs"]
     for part in sections(report):
         lines += ["", part.title, *(f"  {label:36}{value}" for label, value in part.lines)]
         lines += [f"  ! {a['says']}\n    (above {a['above']:g}: {a['reason']})" for a in _advice_of(report, part)]
