@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from wikidpo.cli import main
+from wikidpo.core.config import TrainConfig
 from wikidpo.core.files import UserError
-from wikidpo.show.doctor import CHANGES, doctor, log_signs, prescription
+from wikidpo.show.doctor import CHANGES, doctor, early_signs, log_signs, prescription
 from wikidpo.show.logs import as_log, known_name, read_log
 
 RECORDED = Path(__file__).parent.parent/"nbs"/"results"/"doctor"   # by tools/doctor_logs.py
@@ -291,3 +292,13 @@ def test_trl_tells_wandb_its_beta(tmp_path, monkeypatch):
     log = whole_log(next((tmp_path/"wandb").glob("offline-run-*")), 10)
     assert log.beta == BETA and log.steps == [float(step) for step in range(1, 11)]
     assert log.columns["reward/margin"] == pytest.approx(read_log(tmp_path/"run").columns["reward/margin"])
+
+
+@pytest.mark.parametrize("loss_type, nats, sick", [
+    ("simpo", -2., False), ("dpo_norm", -2., False), ("simpo", -25., True), ("dpo", -2., True)])
+def test_a_loss_of_means_is_held_to_nats_and_not_to_rewards(loss_type, nats, sick):
+    "Its beta is some twenty times as large, and so is every reward"
+    beta = 2.2
+    row = {"loss": .6, "reward/margin": 1., "reward/accuracy": .7, "reward/chosen": beta * nats, "grad_norm": 1.}
+    failing = [s.name for s in early_signs([row] * 20, TrainConfig(beta=beta, loss_type=loss_type)) if s.holds is False]
+    assert (CHOSEN in failing) == sick

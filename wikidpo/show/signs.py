@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..core.config import TOKEN_LOSSES
+
 # %% ../../nbs/lessons/07_reading_the_run.ipynb #4bdb022b
 @dataclass(frozen=True)
 class Sign:
@@ -94,8 +96,9 @@ def chosen_stays_near_zero(e:Evidence)->Sign:
     "The policy does not leave the answers that we prefer, nor flee the reference"
     chosen = e.end["reward/chosen"]
     fled = bool(e.beta) and chosen / e.beta <= -20
+    near = chosen > -1.5 or e.config.get("loss_type") in TOKEN_LOSSES
     blame = "beta is too low" if e.beta and e.beta < .05 else "the learning rate is too high"
-    return Sign("the chosen reward stays near 0", chosen > -1.5 and not fled,
+    return Sign("the chosen reward stays near 0", near and not fled,
                 f"{in_nats(e, chosen)} at the end, should stay above -1.5 and above -20 nats",
                 f"the policy is fleeing the reference: {blame}")
 
