@@ -1,7 +1,13 @@
 "Fixtures that several files of tests share"
+import signal
+
 import pytest
 
 from served import served
+
+# What a shell starts in the background has SIGINT ignored, and so have its children; Ctrl-C is tested here.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory):
