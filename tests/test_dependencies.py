@@ -1,6 +1,8 @@
 "What the project is built from: the lock of CI, the licences, and what is made of an audit"
 import json
 import re
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -104,3 +106,10 @@ def test_an_accepted_hole_does_not_fail(monkeypatch):
     ("pip-audit: error: requirements.lock: no such file", 1), ("", 1)])
 def test_only_a_database_out_of_reach_is_an_excuse(said, status):
     assert audit.unanswered(said)[0] == status
+
+
+def test_tools_that_read_pins_leave_pip_alone():
+    "Whoever has imported pip keeps Python's own distutils, with which PyTorch's compiler does not work"
+    code = "import sys; sys.path.insert(0, 'tools'); import licences, lock, audit; print('pip' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -538,7 +538,7 @@ def test_wandb_that_is_killed_in_the_middle_stops_no_training(world):
     assert (killed := wandbs_of(training.pid)), training.communicate()
     for pid in killed: os.kill(pid, signal.SIGKILL)
     said, err = training.communicate()
-    assert training.returncode == 0 and not err
+    assert training.returncode == 0 and "Traceback" not in err, err             # W&B itself may advertise
     assert said.count("W&B: is left alone; the metrics are in metrics.jsonl (Connection") == 1 == said.count("\n")
     assert [row["step"] for row in read_jsonl(log)] == list(range(1, 33)) and (world.out/"dpo.pt").exists()
     assert list((world.folder/"next"/"wandb").glob("offline-run-*/*.wandb"))

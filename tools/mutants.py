@@ -35,7 +35,7 @@ DATA = [
         ('finished = pair.get(f"{side}_finished", True)', 'finished = pair.get(f"{side}_finished", False)'),
         ("[0] * len(prompt) + [1] * len(response)", "[1] * len(prompt) + [1] * len(response)"),
         ("(prompt + response)[:self.block_size]", "(prompt + response)[-self.block_size:]"),
-        ("if len(prompt) < self.block_size: return None", "if len(prompt) <= self.block_size: return None"),
+        ("None if len(ids) < block_size else", "None if len(ids) <= block_size else"),
         ("slice(-n, None)", "slice(n, None)"),
         ('part.__dict__.pop("digest", None)', "pass"),
         ("json.dumps([self.block_size, self.rows, self.tok.to_str()])", "json.dumps([self.rows, self.tok.to_str()])"),
@@ -344,7 +344,7 @@ TRAINING = [
         " test_training.py::test_held_out_pairs_are_measured_and_not_trained_on"
         " test_training.py::test_what_is_held_out_is_measured_at_every_twelfth_of_a_run_and_at_its_end",
         ("or step == self.steps", ""),
-        ("step % max(1, self.steps // 12) == 0", "step % max(1, self.steps // 6) == 0"),
+        ("max(1, steps // 12)", "max(1, steps // 6)"),
         ("return self.pair_logps().margin()", "return -self.pair_logps().margin()"),
         ('metrics["valid/accuracy"] = (z > 0)', 'metrics["valid/accuracy"] = (z >= 0)'),
         ("cfg.beta * z.mean().item()", "z.mean().item()"),
@@ -358,7 +358,7 @@ TRAINING = [
     *changes(
         "show/doctor.py", "test_runs.py::test_the_doctor_says_when_it_is_too_early_or_nothing_is_there"
         " test_runs.py::test_the_doctor_finds_health test_runs.py::test_the_doctor_names_the_illness",
-        ("fifth = max(1, len(metrics[\"loss\"])//5)", "fifth = len(metrics[\"loss\"])"),
+        ("max(1, len(metrics[\"loss\"])//5))", "len(metrics[\"loss\"]))"),
         ("if steps < max(5, warm_up + 1):", "if steps < 5:"),
         ("math.isfinite(x) for x in values", "True for x in values"),
         ("if s.holds is False), \"\")", "if not s.holds), \"\")"),
@@ -368,11 +368,11 @@ TRAINING = [
         " test_runs.py::test_a_margin_that_comes_up_from_below_0_and_stays_there_does_not_grow"
         " test_runs.py::test_the_doctor_names_the_illness"
         " test_runs.py::test_the_doctor_says_when_it_is_too_early_or_nothing_is_there",
-        ("and margin == 0,", "and True,"),
-        ("abs(loss - e.equal_loss) < 1e-5", "abs(loss - e.equal_loss) < 1e-3"),
+        ("all(abs(m) <= of_margin for m in margins)", "True"),
+        ("< of_loss * max(1, e.equal_loss)", "< 100 * of_loss * max(1, e.equal_loss)"),
         ("MEAN_NOT_SUM if is_mean else OTHER_TOKENS", "OTHER_TOKENS"),
         ("not stuck and agrees", "not stuck"),
-        ("chosen / e.beta > -20", "True"),
+        ("chosen / e.beta <= -20", "False"),
         ("end < 1.6 * begin", "end < 16 * begin"),
         ("not flat and not wild and loss > .1 * e.equal_loss", "not flat and loss > .1 * e.equal_loss"),
         ("last > max(first, 0)", "last > first"),

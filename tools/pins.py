@@ -10,11 +10,18 @@ from configparser import ConfigParser
 from importlib import metadata
 from pathlib import Path
 
-# pip's own copy: a fresh environment has nothing else
-from pip._vendor.packaging.requirements import Requirement
-from pip._vendor.packaging.specifiers import SpecifierSet
-from pip._vendor.packaging.utils import canonicalize_name
-from pip._vendor.packaging.version import Version
+# pip's own copy where there is no other, in a fresh environment. Not first: whoever has imported pip keeps Python's old
+# distutils, and PyTorch's compiler, in the same process, then refuses to work.
+try:
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+    from packaging.utils import canonicalize_name
+    from packaging.version import Version
+except ImportError:
+    from pip._vendor.packaging.requirements import Requirement
+    from pip._vendor.packaging.specifiers import SpecifierSet
+    from pip._vendor.packaging.utils import canonicalize_name
+    from pip._vendor.packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 HEADER = """\
