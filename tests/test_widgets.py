@@ -331,7 +331,7 @@ def test_widgets_and_report_mark_the_same_characters():
 # its own; nbconvert and papermill none.
 REQUESTS = [
     ("lab", {"cellId": "5e11a005", "deletedCells": []}),
-    ("vscode", {"cellId": "vscode-notebook-cell:/work/lesson.ipynb#W0sZmlsZQ%3D%3D"}),
+    ("vscode", {"cellId": "vscode-notebook-cell:/lesson.ipynb#W0sZmlsZQ%3D%3D"}),
     ("colab", {"colab": {"base_url": "https://colab.research.google.com", "cell_id": "b3f4vQ"}}),
     (None, {}),
 ]
