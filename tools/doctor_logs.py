@@ -1,16 +1,17 @@
-"""Six trainings by TRL's own DPOTrainer, one healthy and five with a mistake: the logs that the doctor is tested on.
+"""Trainings by TRL's own DPOTrainer, one healthy and five with a mistake: the logs that the doctor is tested on.
 
     make evidence-doctor
 
 Each trains MiniWiki's policy on the same 640 shipped pairs for one epoch with one thing changed, logs every step (the
 healthy one a second time every fifth), and keeps what `trainer.state.save_to_json` writes, less the columns that say
-nothing about DPO. About four minutes on two
-CPU cores. Writes nbs/results/doctor/NAME.json. Some only: tools/doctor_logs.py healthy reversed
+nothing about DPO. About four minutes on two CPU cores. Writes nbs/results/doctor/NAME.json.
+Some only: tools/doctor_logs.py healthy reversed
 """
 import json
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["TQDM_DISABLE"] = "1"  # before these are imported
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from evidence import RESULTS, configured
+from trl_seeds import conversation, trl_config
 from wikidpo.core.files import read_jsonl
 from wikidpo.models.hf import export
 from wikidpo.run.folder import write_atomic
@@ -28,12 +30,6 @@ PAIRS = 640
 COLUMNS = ("prompt", "chosen", "rejected")
 LEFT_OUT = ("num_tokens", "epoch", "logits/chosen", "logits/rejected")
 NAMES = ("healthy", "every_fifth", "hot", "no_template", "reversed", "wrong_reference", "low_beta")
-
-
-def conversation(row: dict) -> dict:
-    "The columns as TRL wants them to apply the chat template."
-    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    return {name: [{"role": role, "content": row[name]}] for name, role in roles.items()}
 
 
 def pairs_for(name: str, n: int = PAIRS) -> datasets.Dataset:
@@ -53,27 +49,11 @@ def pairs_for(name: str, n: int = PAIRS) -> datasets.Dataset:
 def recipe(name: str, out: Path, **more) -> DPOConfig:
     "The profile's recipe at a quarter of its learning rate, as in lesson 10, with the one change of this run."
     cfg = configured("train")
-    lr = cfg.lr / 4
-    return DPOConfig(
-        str(out),
-        beta=0.001 if name == "low_beta" else cfg.beta,
-        learning_rate=30 * lr if name == "hot" else lr,
-        logging_steps=5 if name == "every_fifth" else 1,
-        num_train_epochs=1,
-        per_device_train_batch_size=cfg.batch_size,
-        gradient_accumulation_steps=cfg.grad_accum_steps,
-        warmup_steps=cfg.warmup_steps,
-        lr_scheduler_type="cosine",
-        adam_beta2=0.95,
-        max_grad_norm=cfg.max_grad_norm,
-        seed=cfg.seed,
-        bf16=False,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        save_strategy="no",
-        disable_tqdm=True,
-        **{"report_to": "none"} | more,
-    )
+    lr = 30 * cfg.lr / 4 if name == "hot" else cfg.lr / 4
+    beta = 0.001 if name == "low_beta" else cfg.beta
+    every = 5 if name == "every_fifth" else 1
+    return trl_config(replace(cfg, lr=lr, beta=beta, epochs=1), out,
+                      logging_strategy="steps", logging_steps=every, **more)
 
 
 def train_by_trl(name: str, out: Path, n: int = PAIRS, reference: Path | None = None, **more) -> DPOTrainer:

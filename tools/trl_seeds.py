@@ -56,11 +56,9 @@ def trl_config(cfg: RunTrainConfig, out: Path, **more) -> DPOConfig:
         bf16=False,
         gradient_checkpointing=False,
         use_cpu=True,
-        report_to="none",
         save_strategy="no",
         disable_tqdm=True,
-        logging_strategy="no",
-        **more,
+        **{"report_to": "none", "logging_strategy": "no"} | more,
     )
 
 

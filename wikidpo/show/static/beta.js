@@ -64,7 +64,8 @@ function render({ model, el }) {
   function draw({ beta: b, loss_type, label_smoothing }) {
     const losses = grid.map(z => loss(z, b, loss_type, label_smoothing));
     const pulls = grid.map(z => pull(z, b, loss_type, label_smoothing)), xs = grid.map(top.x);
-    if (loss_type == "ipo") top.setY(0, losses[0]); else if (draw.loss_type != loss_type) top.setY(loss_type == "robust" ? -1 : 0, 3); // robust falls below 0
+    if (loss_type == "ipo") top.setY(0, losses[0]);
+    else if (draw.loss_type != loss_type) top.setY(loss_type == "robust" ? -1 : 0, 3); // robust falls below 0
     draw.loss_type = loss_type;
     lossLine.setAttribute("d", path(xs, losses.map(top.y)));
     pullLine.setAttribute("d", path(xs, pulls.map(low.y)));
