@@ -190,10 +190,13 @@ STATISTICS = [
         ("2*cfg.seed + i, unit)", "2*cfg.seed, unit)"),
         ("2*cfg.seed + i, unit)", "cfg.seed + i, unit)"),
         ("cfg.temperature, cfg.max_new, cfg.top_k\n", ".7, cfg.max_new, cfg.top_k\n"),
-        ("ask_verdict(client, judge_model, prompt, b, a, probe)",
-         "ask_verdict(client, judge_model, prompt, a, b, probe)"),
         ('if r["prompt_id"] not in done])', "])"),
         ('sorted(read_records(path, Verdict), key=lambda r: r["prompt_id"])', "read_records(path, Verdict)"),
+    ),
+    *changes(
+        "judge/client.py", "test_evaluate.py::test_an_oracle_judge_is_obeyed",
+        ("ask_verdict(client, judge_model, prompt, b, a, probe)",
+         "ask_verdict(client, judge_model, prompt, a, b, probe)"),
     ),
     *changes(
         "run/sweep.py", "test_sweep.py::test_a_prediction_is_right_wrong_or_open"

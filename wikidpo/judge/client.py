@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_BYTES', 'ASK_LOGPROBS', 'MIN_MASS', 'SCORING', 'COMPARING', 'MAX_REPLY', 'PATIENCE', 'without_secrets',
            'server_words', 'teacher_error', 'make_client', 'Probe', 'Judged', 'no_score', 'read_reply', 'ask_once',
-           'JudgingTask', 'ask_judge', 'ask_score', 'ask_verdict', 'judge_score', 'verdict', 'check_teacher']
+           'JudgingTask', 'ask_judge', 'ask_score', 'ask_verdict', 'judge_both', 'no_verdict', 'judge_score', 'verdict',
+           'check_teacher']
 
 # %% ../../nbs/judge/client.ipynb #judge-client-imports
 import base64, math, re, socket, threading, time
@@ -21,6 +22,7 @@ import httpx2, openai
 from pydantic import BaseModel, Field, ValidationError
 
 from ..core.files import quoted, UserError
+from ..core.stats import tally
 from .config import shown_url, TeacherLost, TeacherOdd
 from .offline import InProcess, offline_app
 from .prompts import (fenced, JUDGE_TMPL, PAIR_TMPL, parse_score, parse_verdict,
@@ -324,6 +326,20 @@ def ask_verdict(client, judge_model:str, instruction:str, a:str, b:str, probe:Pr
     "Compare two answers by `PAIR_TMPL`, `a` shown first; raises as `ask_score` does"
     prompt = PAIR_TMPL.format(instruction=fenced(instruction), a=fenced(a), b=fenced(b))
     return ask_judge(client, judge_model, prompt, COMPARING, probe)
+
+# %% ../../nbs/judge/client.ipynb #b0thord2
+def judge_both(client, judge_model:str, prompt:str, a:str, b:str, probe:Probe=Probe())->dict:
+    "Both verdicts, what the judge said last in each order, their result, and the 'error' that left one out"
+    first = ask_verdict(client, judge_model, prompt, a, b, probe)
+    second = ask_verdict(client, judge_model, prompt, b, a, probe)
+    found = {"first": first.value, "second": second.value, "result": tally(first.value, second.value),
+             "reply_first": first.reply, "reply_second": second.reply}
+    error = first.reason or second.reason
+    return found | ({"error": error} if error else {})
+
+def no_verdict(lost)->dict:
+    "What is kept of a comparison that was lost for good, a `TeacherLost`"
+    return {"first": None, "second": None, "result": None, "error": lost.reason}
 
 # %% ../../nbs/judge/client.ipynb #fdcd5f6b
 def judge_score(client, judge_model:str, instruction:str, response:str)->int|None:

@@ -20,10 +20,9 @@ from ..core.chat import encode_many
 from ..core.config import UNIT
 from ..core.files import each_line, parse_line, quoted, UserError
 from ..core.pairs import make_pairs
-from ..core.stats import tally
 from ..engine.accelerate import ready_to_sample
 from ..engine.ragged import sample_unit
-from ..judge.client import ask_score, ask_verdict, check_teacher, no_score
+from ..judge.client import ask_score, check_teacher, judge_both, no_score, no_verdict
 from ..judge.pool import JudgePool, tell_missing
 from ..models.policy import open_policy
 from ..models.remote import sample_units, Servers
@@ -214,23 +213,15 @@ def _confirm_all(path, comparisons, client, teacher, probe):
     "Compare, in both orders, what has not been compared yet; each is written as its verdicts come"
     known = _known_results(path)
     todo = [row for row in comparisons if _compared(row) not in known]
-    def ask(row):
-        orders = (row["a"], row["b"]), (row["b"], row["a"])
-        first, second = (ask_verdict(client, teacher.model, row["prompt"], *answers, probe) for answers in orders)
-        return _verdicts(first.value, second.value, first.reason or second.reason)
+    def ask(row): return judge_both(client, teacher.model, row["prompt"], row["a"], row["b"], probe)
     bar = tqdm(total=len(comparisons), initial=len(comparisons) - len(todo), unit="pair", desc="confirm", disable=QUIET)
     with JsonlWriter(path) as file:
         def keep(row, verdicts):
             file.write(row | verdicts)
             bar.update()
-        def give_up(lost): return _verdicts(None, None, lost.reason)
-        with bar, JudgePool(ask, keep, teacher.concurrency, give_up=give_up) as pool: pool.submit(todo)
+        with bar, JudgePool(ask, keep, teacher.concurrency, give_up=no_verdict) as pool: pool.submit(todo)
     asked, of_these = {_compared(row): row for row in read_records(path, Verdict)}, map(_compared, comparisons)
     write_jsonl(path, [known.get(key) or asked[key] for key in of_these])
-
-def _verdicts(first, second, error:str)->dict:
-    "What a comparison adds to a row"
-    return {"first": first, "second": second, "result": tally(first, second)} | ({"error": error} if error else {})
 
 # %% ../../nbs/run/mine.ipynb #conf0006
 def _outcome(row)->str:
