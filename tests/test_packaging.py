@@ -38,10 +38,20 @@ def python(code: str, **kwargs) -> str:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
+def tree(tmp_path_factory):
+    return copy_tree(ROOT, tmp_path_factory.mktemp("copied") / "tree")
+
+
+@pytest.fixture(scope="session")
+def files(tree):
+    "All that `tree` holds, before anything is built in it."
+    return {p.relative_to(tree).as_posix() for p in tree.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory, tree, files):
     "The wheel built from the sdist that is built from a copy of the tree."
     tmp = tmp_path_factory.mktemp("build")
-    tree = copy_tree(ROOT, tmp / "tree")
     done = subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp / "dist"), str(tree)],
         capture_output=True, text=True,
@@ -50,9 +60,7 @@ def wheel(tmp_path_factory):
     return next((tmp / "dist").glob("*.whl"))
 
 
-def test_wheel_holds_the_package_and_nothing_else(wheel, tmp_path):
-    tree = copy_tree(ROOT, tmp_path / "tree")
-    files = {p.relative_to(tree).as_posix() for p in tree.rglob("*") if p.is_file()}
+def test_wheel_holds_the_package_and_nothing_else(wheel, files):
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {n for n in names if ".dist-info/" not in n and not n.startswith("wikidpo/course/")}
     assert package == {name for name in files if name.startswith("wikidpo/")}
@@ -63,9 +71,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel, tmp_path):
     assert wheel.stat().st_size < 12e6
 
 
-def test_sdist_holds_all_that_builds_and_tests(wheel, tmp_path):
-    tree = copy_tree(ROOT, tmp_path / "tree")
-    files = {p.relative_to(tree).as_posix() for p in tree.rglob("*") if p.is_file()}
+def test_sdist_holds_all_that_builds_and_tests(wheel, files):
     with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as sdist:
         held = {name.partition("/")[2] for name in sdist.getnames()}
     assert not files - held

@@ -211,9 +211,9 @@ def test_readme_render():
 
 def test_copy_tree_takes_what_git_would(tmp_path):
     root = tmp_path / "root"
-    (root / "runs").mkdir(parents=True)
-    for name in (".gitignore", "new.py", "runs/big.pt"):
-        (root / name).write_text("runs/\n")
+    for name in (".gitignore", "new.py", "runs/big.pt", ".hypothesis/constants/1"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("runs/\n.hypothesis/\n")
 
     def files(tree: Path) -> list[str]:
         return sorted(p.relative_to(tree).as_posix() for p in tree.rglob("*") if p.is_file())

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 2  # notebooks and files of tests run at a time
 TIMEOUT = 900  # seconds that a notebook or a command may take before it is taken to hang; pytest may take any
 SLOWEST = 20  # are named at the end of a run
-LEFTOVERS = (".git", ".venv*", "runs", "wandb", "build", "dist", "__pycache__", "*.egg-info", ".*_cache")
+LEFTOVERS = (".git", ".venv*", "runs", "wandb", "build", "dist", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 NARROW = ("nbs/core", "nbs/lessons")  # where a learner reads
 COLUMNS = 100  # there; elsewhere what pyproject.toml says
 
