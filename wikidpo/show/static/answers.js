@@ -70,7 +70,7 @@ const inspector = (model, { columns, orders, pairs, rows, file }) => {
   select();
   return {
     changed: names => {
-      if (names.includes("position")) return show(model.get("position"));
+      if (names.every(name => name === "position")) return show(model.get("position"));
       select();
       return show(0);
     },

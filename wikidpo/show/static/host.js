@@ -12,7 +12,7 @@ class Model {
   }
   get(name) { return this.state[name]; }
   set(name, value) {
-    this.unsaved.add(name);
+    if (!same(this.state[name], value)) this.unsaved.add(name);
     this.put({ [name]: value });
   }
   put(values) { // all are there before anyone hears of one
@@ -35,7 +35,7 @@ class Model {
   save_changes() {
     const names = [...this.unsaved];
     this.unsaved.clear();
-    this.ask("changed", names);
+    if (names.length) this.ask("changed", names);
   }
   send(message) { this.ask("said", message); }
   ask(kind, what) { // what would go to Python; what goes wrong is shown in the widget, as there
