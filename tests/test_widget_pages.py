@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_browser import CHROMIUM, OFFLINE, pytestmark, SHOTS # noqa: F401 the marks are this file's too
 
-from runfolder import make_run, verdicts
+from runfolder import make_run, verdicts, write_jsonl
 from wikidpo.core.files import read_jsonl
 from wikidpo.show.beta import BetaSlider
 from wikidpo.show.inspector import PairInspector
@@ -64,10 +64,11 @@ class Told(TokenView):
 def states(tmp_path_factory):
     "{name: what the browser would get of a widget}"
     tmp = tmp_path_factory.mktemp("widgets")
-    run, rng = load_run(make_run(tmp/"run")), np.random.default_rng(0)
+    path, rng, speeds = make_run(tmp/"run"), np.random.default_rng(0), np.arange(-3, 12) / 20 # nats a step
+    write_jsonl(path/"margins.jsonl", [{"step": s, "z": (s * speeds).tolist()} for s in (0, 40, 80, 120)])
     made = {"beta": BetaSlider(rng.normal(8, 12, 2000)),
             "inspector": PairInspector(read_jsonl(DATA/"pairs.jsonl")[:300]),
-            "tokens": Told([{}], None, {"after training": None}), "player": RunPlayer(run),
+            "tokens": Told([{}], None, {"after training": None}), "player": RunPlayer(load_run(path), step=100),
             "vote": BlindVote(verdicts(40), tmp/"votes.jsonl"),
             "predict": ask("00-page", "Which of the two?", ["the longer answer", "the shorter answer"])}
     def state(w): return {k: v for k, v in w.get_state().items() if k[0] != "_" and k != "layout"}

@@ -30,7 +30,7 @@ function render({ model, el }) {
       const d = path(known.map(k => area.x(steps[k])), known.map(k => area.y(values[k])));
       area.inner.append(s("path", { class: `line ${i ? "red dashed" : "blue"}`, d }));
     });
-    const cursor = s("path", { class: "cursor" }), now = s("text", { x: x0, y: y0 + height, dy: "1.27em", class: "note" });
+    const cursor = s("path", { class: "cursor" }), now = s("text", { x: 8, y: y0 + height, dy: "1.27em", class: "note" });
     area.inner.append(cursor);
     curves.append(s("svg", { viewBox: `0 0 ${W} ${H}` }, area.node, now));
     return i => {
