@@ -255,7 +255,8 @@ def test_nothing_sticks_out_and_the_theme_is_followed(everything, opened, look):
 def test_without_javascript_the_figures_stand_there(everything, opened):
     page = opened(everything[1], java_script_enabled=False)
     pictures = page.locator(".wikidpo-page img")
-    assert pictures.count() == 7 and all(p.is_visible() for p in pictures.all()) and page.locator(".wikidpo").count() == 0
+    assert pictures.count() == 7 and all(p.is_visible() for p in pictures.all())
+    assert page.locator(".wikidpo").count() == 0
     assert "Which <i>are</i> best?" in page.inner_text("body")
 
 
