@@ -84,7 +84,7 @@ mutations: install ## make small wrong changes to the package and see whether te
 test-browser: install ## run the lessons and the widgets in a real JupyterLab and Chromium (Debian: apt-get install chromium); pictures in runs/browser
 	@$(BIN)/python -m pytest -m browser tests/test_browser.py tests/test_embed.py $(ARGS)
 
-test-floors: .venv-floors/.installed ## run lessons alone, as Colab opens them, and the tests of the widgets, with Colab's versions (about 4 minutes)
+test-floors: .venv-floors/.installed ## run lessons alone, as Colab opens them, and the tests of the widgets, with Colab's versions (about 3 minutes)
 	@.venv-floors/bin/python tools/floors.py $(ARGS)
 
 .venv-floors/.installed: constraints-floors.txt

@@ -21,7 +21,7 @@ from check import copy_tree
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
-LESSONS = ("02", "05", "07", "12")  # widgets, and results that come with the package; the others take longer
+LESSONS = ("02", "05", "12")  # widgets, training, results that come with the package; the others take longer
 TESTED = ["-q", "-p", "no:cacheprovider", "-W", "ignore::DeprecationWarning", "tests/test_widgets.py"]
 FLAG = re.compile(r"^#\|\s*(?:vllm|gpu|browser|slow|eval:\s*false)\b", re.M)
 
