@@ -134,7 +134,7 @@ evidence-family: install ## measure lesson 14 again: thirteen methods on the sam
 evidence-doctor: install ## train seven times with TRL, healthy and sick, for the page "is my run broken?"
 	@$(BIN)/python tools/doctor_logs.py
 
-evidence-frontier: install ## measure win rate against KL while training, a curve a beta, for lesson 09
+evidence-frontier: install ## measure win rate against KL while training, a curve a beta, five seeds, for lesson 09 (a quarter of an hour)
 	@$(BIN)/python tools/frontier.py
 
 evidence-winrate: install ## simulate judges and see whether the intervals hold what they promise (about five minutes)
