@@ -242,6 +242,15 @@ def test_pairs_from_elsewhere_without_scores(tmp_path):
     assert "chosen C" in page(run).words
 
 
+@pytest.mark.parametrize("text", ["It is so.\n\n" * 9, "word " * 500])
+def test_a_question_behind_a_long_text_is_shown(tmp_path, text):
+    run = make_run(tmp_path/"run", ("mine",))
+    prompt = f"Read this.\n\n{text}\n\nWhich currency is used there?"
+    write_jsonl(run/"pairs.jsonl", [{"prompt": prompt, "chosen": "C", "rejected": "R"}])
+    words = page(run).words
+    assert "Read this." in words and "Which currency is used there?" in words
+
+
 def test_writing_it_again_changes_nothing(tmp_path):
     run = make_run(tmp_path/"run")
     assert report(run).read_bytes() == report(run).read_bytes()

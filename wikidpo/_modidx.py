@@ -1682,6 +1682,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'wikidpo.show.report.number': ('show/report.html#number', 'wikidpo/show/report.py'),
                                      'wikidpo.show.report.numbers_view': ('show/report.html#numbers_view', 'wikidpo/show/report.py'),
                                      'wikidpo.show.report.pairs_view': ('show/report.html#pairs_view', 'wikidpo/show/report.py'),
+                                     'wikidpo.show.report.question': ('show/report.html#question', 'wikidpo/show/report.py'),
                                      'wikidpo.show.report.remarks': ('show/report.html#remarks', 'wikidpo/show/report.py'),
                                      'wikidpo.show.report.report': ('show/report.html#report', 'wikidpo/show/report.py'),
                                      'wikidpo.show.report.score_histograms': ( 'show/report.html#score_histograms',

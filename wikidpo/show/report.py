@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HIDDEN', 'PERCENT', 'FIELD_LABELS', 'PAGE_COLORS', 'ENV', 'COMPARED', 'OWN_TABLES', 'CUT', 'PAIRS_IN_PAGE',
-           'CHARS_IN_PAGE', 'MARKS', 'REPORT_SECTIONS', 'visible', 'excerpt', 'number', 'label', 'headline', 'remarks',
-           'svg', 'curve_figures', 'comparison_view', 'win_rate_view', 'controls_view', 'numbers_view',
+           'CHARS_IN_PAGE', 'MARKS', 'REPORT_SECTIONS', 'visible', 'excerpt', 'question', 'number', 'label', 'headline',
+           'remarks', 'svg', 'curve_figures', 'comparison_view', 'win_rate_view', 'controls_view', 'numbers_view',
            'score_histograms', 'mining_view', 'evenly_spaced', 'comma_join', 'pairs_view', 'training_view',
            'search_view', 'verdicts_view', 'configuration_view', 'report']
 
@@ -49,6 +49,14 @@ def excerpt(text, # anything a model wrote
     head = "\n".join(text.split("\n")[:lines])[:chars]
     left = len(text) - len(head)
     return head, f"cut here: {left:,} more characters" if left else ""
+
+def question(prompt, # what was asked
+             chars=700, # what fits above two answers
+             )->str:
+    "A prompt, or its beginning and its end: where it brings a long text, the question stands last"
+    prompt = visible(prompt)
+    if len(prompt) <= chars: return prompt
+    return f"{prompt[:chars // 2]} … {prompt[-chars // 2:]}"
 
 # %% ../../nbs/show/report.ipynb #13151896
 PERCENT = {"survival", "reward_accuracy", "decided_win_rate", "ci_low", "ci_high", "mde", "mde_win_rate",
@@ -171,7 +179,8 @@ def curve_figures(run:Run)->list:
 # %% ../../nbs/show/report.ipynb #f92aac26
 ENV = Environment(loader=PackageLoader("wikidpo", "show/templates"), autoescape=True, trim_blocks=True,
                   lstrip_blocks=True, undefined=StrictUndefined)
-ENV.filters |= {"number": number, "label": label, "visible": visible, "excerpt": excerpt}
+ENV.filters |= {"number": number, "label": label, "visible": visible, "excerpt": excerpt,
+                "question": question}
 
 # %% ../../nbs/show/report.ipynb #852b4f70
 COMPARED = "n", "win", "tie", "loss", "decided_win_rate", "ci_low", "ci_high"

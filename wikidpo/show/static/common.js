@@ -56,6 +56,7 @@ const mount = (model, el, label) => {
 const send = (model, values) => { for (const [name, value] of Object.entries(values)) model.set(name, value); model.save_changes(); };
 const fixed = (x, digits = 2) => Number.isFinite(x) ? (Math.abs(x) < .5 * 10 ** -digits ? 0 : x).toFixed(digits).replace("-", "−") : "–";
 const minus = x => String(x).replace("-", "−");
+const tick = t => minus(t && Math.abs(t) < 1e-3 ? (+t.toPrecision(4)).toExponential() : +t.toPrecision(4));
 const count = n => n.toLocaleString("en");
 // Float32 as base64: not every front end passes bytes on, and a page without a kernel has text only.
 const floats = text => new Float32Array(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer);
@@ -91,8 +92,8 @@ const plot = (box, xr, yr, { title = "", xlabel = "" } = {}) => {
       s("text", { x: left, y: top - 6, class: "title" }, title),
       s("text", { x: left + width, y: top + height, dy: "2.55em", "text-anchor": "end" }, xlabel),
       s("path", { d: `M${left} ${top}v${height}h${width}` }),
-      ...ticks(lo, hi, Math.max(2, Math.round(height / 40))).map(t => s("text", { x: left - 5, y: area.y(t), dy: ".36em", "text-anchor": "end" }, minus(+t.toPrecision(4)))),
-      ...(xlabel ? ticks(...xr, Math.round(width / 80)).map(t => s("text", { x: x(t), y: top + height, dy: "1.27em", "text-anchor": "middle" }, minus(+t.toPrecision(4)))) : []));
+      ...ticks(lo, hi, Math.max(2, Math.round(height / 40))).map(t => s("text", { x: left - 5, y: area.y(t), dy: ".36em", "text-anchor": "end" }, tick(t))),
+      ...(xlabel ? ticks(...xr, Math.round(width / 80)).map(t => s("text", { x: x(t), y: top + height, dy: "1.27em", "text-anchor": "middle" }, tick(t))) : []));
   };
   area.setY(...yr);
   return area;
