@@ -31,7 +31,7 @@ from wikidpo.models.checkpoints import load_checkpoint
 from wikidpo.models.hf import export, import_
 from wikidpo.run.folder import write_jsonl
 from wikidpo.world.answers import answer, QUALITIES
-from wikidpo.world.facts import DATA, find_fact, prompts
+from wikidpo.world.facts import DATA, facts, find_fact, prompts, statement
 from wikidpo.world.grounded import tasks, truth
 
 pytestmark = pytest.mark.vllm
@@ -261,28 +261,55 @@ def test_judge_says_that_its_verdicts_were_constrained(vllm, tmp_path):
 
 # --- a real model
 
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    "(SmolLM2's folder, a `Vllm` that serves it)"
+    tmp = tmp_path_factory.mktemp("smollm2")
+    import_(gguf_file(), tmp/"smollm2")
+    export(tmp/"smollm2"/"model.safetensors", tmp/"smollm2"/"tokenizer.json", tmp/"hf")
+    # on a CPU, a seeded request whose prompt is read in parts ends vLLM ("CPU Generator does not use offset")
+    flags = FLAGS + " --no-enable-chunked-prefill --max-num-seqs 16"
+    with serving_model(tmp/"hf", flags=flags) as server: yield tmp/"smollm2", server
+
 @pytest.mark.smollm2
-def test_smollm2_as_policy_and_as_a_weak_judge(tmp_path):
+def test_smollm2_as_policy_and_as_a_weak_judge(smollm2, tmp_path):
     "It is sampled from through `--engine vllm`; asked to judge, what is no score is counted and not scored"
-    import_(gguf_file(), tmp_path/"smollm2")
-    files = [tmp_path/"smollm2"/"model.safetensors", tmp_path/"smollm2"/"tokenizer.json"]
-    export(*files, tmp_path/"hf")
+    folder, server = smollm2
     some = [t for t in tasks("mine") if t.kind == "question"][:8]
     write_jsonl(tmp_path/"prompts.jsonl", [{"prompt": t.prompt} for t in some])
-    with serving_model(tmp_path/"hf") as server, make_client(server.url) as client:
-        own = ["--checkpoint", files[0], "--tokenizer", files[1], "--prompts", tmp_path/"prompts.jsonl"]
-        sizes = ["--n-prompts", 8, "--max-new", 32, "--best", 4, "--gap", 1]
-        mine = command("mine", "--profile", "smollm2", *own, *sizes, "--engine", "vllm", "--policy-url", server.url,
-                       "--out", tmp_path/"run")
-        out, err = mine.communicate(timeout=300)
-        assert mine.returncode == 0, err
-        rows = read_jsonl(tmp_path/"run"/"samples.jsonl")
-        assert len(rows) == 32 and sum(truth(r["prompt"], r["text"]).score >= 4 for r in rows) > 4
+    own = ["--checkpoint", folder/"model.safetensors", "--tokenizer", folder/"tokenizer.json"]
+    sizes = ["--prompts", tmp_path/"prompts.jsonl", "--n-prompts", 8, "--max-new", 32, "--best", 4, "--gap", 1]
+    mine = command("mine", "--profile", "smollm2", *own, *sizes, "--engine", "vllm", "--policy-url", server.url,
+                   "--out", tmp_path/"run")
+    out, err = mine.communicate(timeout=300)
+    assert mine.returncode == 0, err
+    rows = read_jsonl(tmp_path/"run"/"samples.jsonl")
+    assert len(rows) == 32 and sum(truth(r["prompt"], r["text"]).score >= 4 for r in rows) > 4
+    with make_client(server.url) as client:
         asked = [ask_score(client, server.cfg.serve_model, r["prompt"], r["text"]) for r in rows]
-        assert {j.outcome for j in asked} <= {"ok", "unparsable"} and any(j.outcome == "unparsable" for j in asked)
-        assert all((j.value is None) == (j.outcome == "unparsable") for j in asked)
         kept = [ask_score(client, server.cfg.serve_model, r["prompt"], r["text"], KEPT) for r in rows]
-        assert all(j.outcome == "ok" and 1 <= j.value <= 10 for j in kept)
+    assert {j.outcome for j in asked} <= {"ok", "unparsable"} and any(j.outcome == "unparsable" for j in asked)
+    assert all((j.value is None) == (j.outcome == "unparsable") for j in asked)
+    assert all(j.outcome == "ok" and 1 <= j.value <= 10 for j in kept)
+
+@pytest.mark.smollm2
+def test_smollm2_as_a_teacher_writes_prompts_about_texts(smollm2, tmp_path):
+    "A real model's replies: some are instructions and become prompts, each that is none is counted and dropped"
+    folder, server = smollm2
+    (tmp_path/"texts").mkdir()
+    some = facts()[::len(facts()) // 60]
+    for i in range(0, 60, 5):
+        said = " ".join(map(statement, some[i:i + 5]))
+        (tmp_path/"texts"/f"{i}.txt").write_text(said)
+    teacher = ["--teacher.url", server.url, "--teacher.model", server.cfg.serve_model]
+    write = command("prompts", tmp_path/"texts", *teacher, "--tokenizer", folder/"tokenizer.json", "--n-eval", 4,
+                    "--out", tmp_path/"prompts")
+    out, err = write.communicate(timeout=300)
+    assert write.returncode == 0, err
+    found = json.loads((tmp_path/"prompts"/"counts.json").read_text())
+    rows = [read_jsonl(tmp_path/"prompts"/f"prompts_{part}.jsonl") for part in ("mine", "eval")]
+    assert found["passages"]["kept"] == 12 and found["read"] == 36
+    assert sum(map(len, rows)) + sum(found["dropped"].values()) == 36 and len(rows[1]) == 4 < len(rows[0])
 
 
 # --- starting and stopping
