@@ -63,6 +63,7 @@ MARKUP = re.compile(rf"{FENCE}|(?P<bang>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]
                     r"|(?P<tick>`+)[^`].*?(?P=tick)(?!`)", re.M | re.S)
 MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.M | re.S)
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.M)
+TO_CHECKERS = re.compile(r"^# style: .*\n|[ ]*# (?:noqa|style:|chkstyle:|type: ignore).*$", re.M)  # a reader need not see
 SUMMARY = re.compile(r"(<summary>)(.*?)(</summary>)")
 ELSEWHERE = re.compile(r"\w+:")
 
@@ -245,7 +246,7 @@ class Book:
     def code_cell(self, cell) -> list:
         "A cell of code without its directives; none if that was all, or if it is hidden."
         directives = "\n".join(DIRECTIVE.findall(cell.source))
-        cell.source = DIRECTIVE.sub("", cell.source).strip("\n")
+        cell.source = TO_CHECKERS.sub("", DIRECTIVE.sub("", cell.source)).strip("\n")
         if re.search(r"^#\|\s*hide\b", directives, re.M) or not cell.source.strip():
             return []
         tags = []

@@ -33,9 +33,9 @@ def train() -> None:
 
 
 def rounded(value):
-    "With few digits: a screen shows no more."
+    "With few digits that count: a screen shows no more."
     if isinstance(value, float):
-        return round(value, DIGITS)
+        return float(f"{value:.{DIGITS}g}")
     if isinstance(value, dict):
         return {key: rounded(v) for key, v in value.items()}
     return [rounded(v) for v in value] if isinstance(value, list) else value
@@ -56,7 +56,7 @@ def tokens() -> dict:
     pairs = read_jsonl(RUNS / "calm/pairs.jsonl")[:PAIRS]
     dataset = PairDataset(pairs, load_tokenizer(policy.tokenizer), reference.cfg.block_size)
     view = TokenView(dataset, reference, {"after training": trained, "reference": reference}, PROFILE["train"]["beta"])
-    return {name: [view._look_up(name, i) for i in range(PAIRS)] for name in view.models}
+    return {name: [view._compute(name, i) for i in range(PAIRS)] for name in view.models}
 
 
 def comparisons() -> list[dict]:
