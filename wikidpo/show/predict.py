@@ -82,6 +82,10 @@ class Prediction(LabWidget):
     def _store(self, change):
         if change.new: record(self.key, change.new, self.question)
 
+    def prepared(self)->dict:
+        "Where the answer is kept in a page without a kernel"
+        return {"key": f"wikidpo-prediction-{self.key}"}
+
     def stand_in(self)->dict:
         "The question as text"
         lines = [f"**{self.question}**", "", *(f"- {option}" for option in self.options)]

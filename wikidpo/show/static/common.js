@@ -76,7 +76,7 @@ const path = (xs, ys) => { // breaks where a value is missing
   }
   return d;
 };
-let serial = 0;
+let serial = Math.floor(1e9 * Math.random()); // the modules of one page may load in the same millisecond
 
 // A plot area in an SVG: its scales, a clipped group to draw in, its axes and its title.
 const plot = (box, xr, yr, { title = "", xlabel = "" } = {}) => {
