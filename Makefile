@@ -99,7 +99,7 @@ mutations: install ## make small wrong changes to the package and see whether te
 	@$(BIN)/python tools/mutations.py $(ARGS)
 
 test-browser: install ## run the lessons and the widgets in a real JupyterLab and Chromium (Debian: apt-get install chromium); pictures in runs/browser
-	@$(BIN)/python -m pytest -m browser tests/test_browser.py $(ARGS)
+	@$(BIN)/python -m pytest -m browser tests/test_browser.py tests/test_embed.py $(ARGS)
 
 world: install ## rebuild MiniWiki as it ships: model, pairs, margins (about eight minutes; ARGS=pairs: one of them)
 	@$(BIN)/python tools/world.py $(ARGS)

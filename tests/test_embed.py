@@ -13,10 +13,11 @@ from wikidpo.core.data import PairDataset
 from wikidpo.core.files import read_jsonl
 from wikidpo.models.checkpoints import load_checkpoint
 from wikidpo.show.beta import BetaSlider, has_retired
-from wikidpo.show.embed import _state, embedded, page_head
+from wikidpo.show.embed import embedded, page_head, page_state
 from wikidpo.show.inspector import ORDERS, PairInspector
 from wikidpo.show.player import RunPlayer
 from wikidpo.show.predict import ask
+from wikidpo.show.report import report
 from wikidpo.show.run import load_run
 from wikidpo.show.tokens import TokenView
 from wikidpo.show.vote import BlindVote
@@ -48,7 +49,7 @@ def opened(browser):
         page.on("request", lambda r: None if r.url.startswith(("file:", "blob:", "data:")) else wrong.append(r.url))
         return page
     def opened(path, **how):
-        contexts.append(browser.new_context(accept_downloads=True, **{"viewport": {"width": 1000, "height": 900}} | how))
+        contexts.append(browser.new_context(**{"viewport": {"width": 1000, "height": 900}} | how))
         page = watch(contexts[-1].new_page())
         page.goto(path.as_uri())
         return page
@@ -66,7 +67,8 @@ def write_page(path, *widgets, theme=""):
 
 
 def alive(page, n):
-    page.wait_for_function("n => [...document.querySelectorAll('.wikidpo-page')].filter(p => p.model).length == n", arg=n)
+    page.wait_for_function("n => [...document.querySelectorAll('.wikidpo-page')].filter(p => p.model).length == n",
+                           arg=n)
 
 
 SET = """([i, values]) => {
@@ -82,7 +84,7 @@ STATE = """i => {
 
 def says(widget):
     "The state of a Python widget, as JSON brings it"
-    plain = {name: value for name, value in _state(widget).items() if not isinstance(value, bytes)}
+    plain = {name: value for name, value in page_state(widget).items() if not isinstance(value, bytes)}
     return json.loads(json.dumps(plain))
 
 
@@ -113,7 +115,8 @@ def check_beta(both):
 
 
 FILTERS = [{}, {"query": "capital"}, {"query": "nothing has this"}, {"query": ""}, {"position": 9}, {"position": 10**6},
-           {"limits": {"gap": [5, None], "temp_chosen": [None, .9]}}, {"limits": {"longer": [None, -40.5]}, "query": "THE"},
+           {"limits": {"gap": [5, None], "temp_chosen": [None, .9]}},
+           {"limits": {"longer": [None, -40.5]}, "query": "THE"},
            {"limits": {}, "query": "ß \U0001f600"}, {"query": "</script>"}, {"query": "", "position": 17},
            {"limits": {"score_chosen": [9, 9]}, "order": "both bad"}, {"position": 0}]
 
@@ -145,7 +148,8 @@ def check_player(both):
 def check_vote(both):
     "Fourteen votes by hand; the ends of the interval come from other draws"
     both.agree()
-    for i, choice in enumerate(["first", "second", "tie", "first", "second"] * 2 + ["tie", "first", "second", "first"]):
+    choices = ["first", "second", "tie", "first", "second"] * 2 + ["tie", "first", "second", "first"]
+    for i, choice in enumerate(choices):
         both.widget.vote(choice, i)
         both.place.get_by_role("button", name={"first": "1:", "second": "2:", "tie": "0:"}[choice]).click()
         here, there = both.state(), says(both.widget)
@@ -154,7 +158,8 @@ def check_vote(both):
                 assert here["result"].pop(end) == pytest.approx(there["result"].pop(end), abs=.04)
         assert here == there
     assert "Cohen's kappa" in both.place.inner_text()
-    both.page.evaluate("i => document.querySelectorAll('.wikidpo-page')[i].model.send({vote: 'tie', number: 3})", both.i)
+    again = "i => document.querySelectorAll('.wikidpo-page')[i].model.send({vote: 'tie', number: 3})"
+    both.page.evaluate(again, both.i)
     assert both.state()["result"]["votes"] == 14 # a key pressed twice is no second vote
 
 
@@ -185,9 +190,10 @@ def all_widgets(tmp):
     shipped = read_jsonl(DATA/"pairs.jsonl")[:150]
     bare = {"prompt": "A capital?", "chosen": "C", "rejected": "R"}
     z = torch.randn(3000, generator=torch.Generator().manual_seed(1)) * 15 + 10
-    return [BetaSlider(z), PairInspector([*shipped, HOSTILE], order="longer, but worse"), PairInspector([*shipped[:20], bare]),
-            PairInspector(samples()), token_view(tmp), RunPlayer(load_run(run)),
-            BlindVote(verdicts(40), tmp/"votes.jsonl"), ask("00-cold", "Which <i>are</i> best?", ["cold", "<b>warm</b>"])]
+    return [BetaSlider(z), PairInspector([*shipped, HOSTILE], order="longer, but worse"),
+            PairInspector([*shipped[:20], bare]), PairInspector(samples()), token_view(tmp), RunPlayer(load_run(run)),
+            BlindVote(verdicts(40), tmp/"votes.jsonl"),
+            ask("00-cold", "Which <i>are</i> best?", ["cold", "<b>warm</b>"])]
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +226,78 @@ def test_what_a_page_shows_is_what_python_says(everything, opened):
     assert vote.state()["question"] == says(widgets[6])["question"]
     vote.place.get_by_role("button", name="start again").click()
     assert vote.state()["result"]["votes"] == 0
+
+
+LOOKS = {"light": {"color_scheme": "light"}, "dark": {"color_scheme": "dark"},
+         "phone": {"color_scheme": "dark", "viewport": {"width": 390, "height": 844}}}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_nothing_sticks_out_and_the_theme_is_followed(everything, opened, look):
+    "The system's theme, and furo's switch, which goes before it"
+    widgets, file = everything
+    page = opened(file, **LOOKS[look])
+    alive(page, len(widgets))
+    paper = "getComputedStyle(document.querySelector('.wikidpo')).backgroundColor"
+    light, dark = "rgb(255, 255, 255)", "rgb(31, 31, 31)"
+    assert page.evaluate(paper) == (light if look == "light" else dark)
+    for theme, color in ("light", light), ("dark", dark):
+        page.evaluate("theme => { document.body.dataset.theme = theme; }", theme)
+        assert page.evaluate(paper) == color
+    page.evaluate("() => { document.body.dataset.theme = 'auto'; }")
+    assert page.evaluate(paper) == (light if look == "light" else dark)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    if shots := os.environ.get("SCREENSHOTS"):
+        for i in range(len(widgets)):
+            page.locator(".wikidpo-page").nth(i).screenshot(path=Path(shots)/f"embed_{i}_{look}.png")
+
+
+def test_without_javascript_the_figures_stand_there(everything, opened):
+    page = opened(everything[1], java_script_enabled=False)
+    pictures = page.locator(".wikidpo-page img")
+    assert pictures.count() == 7 and all(p.is_visible() for p in pictures.all())
+    assert page.locator(".wikidpo").count() == 0
+    assert "Which <i>are</i> best?" in page.inner_text("body")
+
+
+def hostile_run(path):
+    "A run with margins, 250 pairs, and texts that would like to be a script"
+    run = make_run(path)
+    write_jsonl(run/"margins.jsonl", [{"step": s, "z": [s/9, -s/30]} for s in range(1, 121, 10)])
+    long = {"prompt": "long", "chosen": "x" * 100_000, "rejected": HOSTILE["rejected"]}
+    write_jsonl(run/"pairs.jsonl", [HOSTILE, long, *read_jsonl(DATA/"pairs.jsonl")[:248]])
+    return run
+
+
+def test_the_report_lives_and_hostile_text_in_it_does_not(tmp_path, opened):
+    file = report(hostile_run(tmp_path/"run"))
+    assert file.stat().st_size < 600_000
+    page = opened(file)
+    alive(page, 2)
+    player, inspector = (page.get_by_role("region", name=name) for name in ("Run player", "Pair inspector"))
+    assert page.locator(".curves svg").count() == 0 # the player stands in their place
+    player.get_by_label("step", exact=True).fill("119")
+    assert player.locator("[data-readout=step]").inner_text() == "120 of 120"
+    assert "200 of the 250 pairs" in page.inner_text("body")
+    assert "<img src=x onerror='window.hacked = 2'> </script>" in inspector.inner_text()
+    inspector.get_by_label("search").fill("xxxx")
+    assert "1 of 200 pairs" in inspector.inner_text() and "99,400 more characters" in inspector.inner_text()
+    inspector.get_by_role("button", name="export").click()
+    assert "in pairs.jsonl of the run" in inspector.get_by_role("alert").inner_text()
+    assert page.evaluate("window.hacked") is None
+    if shots := os.environ.get("SCREENSHOTS"): page.screenshot(path=Path(shots)/"report_live.png", full_page=True)
+
+
+def test_without_javascript_the_report_is_as_it_was(tmp_path, opened):
+    page = opened(report(hostile_run(tmp_path/"run")), java_script_enabled=False)
+    assert page.locator(".curves svg").count() == 6 and page.locator("article").count() == 10 + 3 * 4
+    assert "They need JavaScript" in page.inner_text("body")
+
+
+def test_a_run_that_the_player_refuses_keeps_its_pictures(tmp_path, opened):
+    run = hostile_run(tmp_path/"run")
+    write_jsonl(run/"margins.jsonl", [{"step": 1, "z": [1.]}, {"step": 2, "z": [1., 2.]}])
+    page = opened(report(run))
+    alive(page, 1)
+    assert page.locator(".curves svg").count() == 6
+    assert "the lines are not of the same pairs" in page.inner_text("body")

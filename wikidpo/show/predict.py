@@ -60,6 +60,7 @@ def outcome(key:str, # of the prediction
     write_atomic(predictions_file(), json.dumps(kept, indent=1))
 
 # %% ../../nbs/show/predict.ipynb #pbd4a5c6
+# style: one widget, a few lines a method
 class Prediction(LabWidget):
     "A question with buttons; the answer that was chosen last is stored"
     _esm = module("predict")

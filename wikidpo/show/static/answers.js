@@ -69,6 +69,7 @@ const inspector = (model, { columns, orders, pairs, rows, file }) => {
   };
   select();
   return {
+    start: () => show(model.get("position")),
     changed: names => {
       if (names.every(name => name === "position")) return show(model.get("position"));
       select();
