@@ -41,6 +41,11 @@ def small(tmp_path):
     return make
 
 
+def figures(cells):
+    "All outputs but those in Markdown, whose links change"
+    return [o for c in cells for o in c.get("outputs", []) if "text/markdown" not in o.get("data", {})]
+
+
 def sources(nb): return "\n".join(cell.source for cell in nb.cells)
 
 
@@ -50,9 +55,7 @@ def test_nothing_is_lost(book, path):
     before, after = book.pages[path].nb, book.notebook(path, "index", "cli")
     hidden = re.compile(r"^#\|\s*hide\b", re.M)
     kept = [c for c in before.cells if c.cell_type == "code" and not hidden.search(c.source)]
-    outputs = [o for c in kept for o in c.outputs if "text/markdown" not in o.get("data", {})]
-    now = [o for c in after.cells if c.cell_type == "code" for o in c.outputs if "text/markdown" not in o.get("data", {})]
-    assert outputs == now
+    assert figures(kept) == figures(after.cells)
     assert not re.search(r"^#\|", sources(after), re.M)
     for cell in after.cells: assert cell.cell_type == "markdown" or cell.source.strip()
     assert sources(after).count('class="page-line"') == 1
@@ -282,6 +285,36 @@ def test_dark(site, chromium):
     def paper(where): return page.eval_on_selector(where, "e => getComputedStyle(e).backgroundColor")
     assert max(map(int, re.findall(r"\d+", paper("body"))[:3])) < 60
     assert paper("div.cell_output img") == "rgb(255, 255, 255)"
+
+
+LIVING = {"index": "beta", "lessons/02_the_loss": "beta", "lessons/05_preference_pairs": "inspector",
+          "lessons/06_training": "tokens", "lessons/07_reading_the_run": "player", "lessons/08_win_rate": "vote"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size,scheme", [(WIDE, "light"), (PHONE, "dark")], ids=["wide", "phone, dark"])
+def test_widgets_live(site, chromium, size, scheme):
+    "On each page that has one, readable: what is drawn fits the page"
+    for name, widget in LIVING.items():
+        reader = Reader(chromium, site, size, scheme)
+        page = reader.open(f"{name}.html")
+        page.wait_for_selector(f'.wikidpo-page[data-widget="{widget}"] .wikidpo button, .wikidpo-page input')
+        page.locator(".wikidpo-page").first.scroll_into_view_if_needed()
+        assert reader.sideways() <= 0 and reader.wrong == [], name
+
+
+@pytest.mark.slow
+def test_the_slider_on_the_first_page(site, chromium):
+    "Sliding beta retires pairs, without a kernel"
+    reader = Reader(chromium, site)
+    page = reader.open("index.html")
+    slider = page.locator('.wikidpo-page[data-widget="beta"] input[type=range]').first
+    slider.wait_for()
+    words = page.locator('.wikidpo-page[data-widget="beta"] .wikidpo')
+    before = words.inner_text()
+    slider.focus()
+    for _ in range(20): page.keyboard.press("ArrowRight")
+    assert words.inner_text() != before and "retired" in words.inner_text() and reader.wrong == []
 
 
 @pytest.mark.slow

@@ -63,7 +63,8 @@ MARKUP = re.compile(rf"{FENCE}|(?P<bang>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]
                     r"|(?P<tick>`+)[^`].*?(?P=tick)(?!`)", re.M | re.S)
 MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.M | re.S)
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.M)
-TO_CHECKERS = re.compile(r"^# style: .*\n|[ ]*# (?:noqa|style:|chkstyle:|type: ignore).*$", re.M)  # a reader need not see
+# What a reader need not see.
+TO_CHECKERS = re.compile(r"^# style: .*\n|[ ]*# (?:noqa|style:|chkstyle:|type: ignore).*$", re.M)
 SUMMARY = re.compile(r"(<summary>)(.*?)(</summary>)")
 ELSEWHERE = re.compile(r"\w+:")
 

@@ -7,11 +7,11 @@ import ast
 import json
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from posixpath import dirname, normpath
 
 ORIGIN = re.compile(r"^# %% (\S+\.ipynb) #(\S+)$", re.M)
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
+ORPHAN = "---", "orphan: true", "---", ""  # the list of modules leads here, the tree at the side would grow too long
 LONGEST = 100  # characters of a constant's value
 KEPT = re.compile(r"(`+[^`]+`+)")  # code in a docstring stays as it is
 
@@ -46,7 +46,8 @@ class Module:
     @property
     def public(self) -> list[str]:
         "What `__all__` lists."
-        lists = [n.value for n in self.tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
+        assigned = (n for n in self.tree.body if isinstance(n, ast.Assign))
+        lists = [n.value for n in assigned if ast.unparse(n.targets[0]) == "__all__"]
         return ast.literal_eval(lists[-1]) if lists else []
 
     def origin(self, node: ast.AST) -> tuple[str, str] | None:
@@ -80,7 +81,7 @@ def remarks(module: Module, node: FUNCTION) -> list[tuple[str, str]]:
             found.setdefault(end, []).append(arg.arg)
     last = node.body[0].lineno - 1  # a comment behind the colon of a signature in one line is about its parameters, too
     pairs = [(names, module.remark(line)) for line, names in found.items() if line <= max(last, node.lineno)]
-    return [(", ".join(f"`{n}`" for n in names), remark) for names, remark in pairs if remark]
+    return [("`" + "`, `".join(names) + "`", remark) for names, remark in pairs if remark]
 
 
 def result(module: Module, node: FUNCTION) -> str:
@@ -159,9 +160,10 @@ def of_class(module: Module, node: ast.ClassDef, where: str) -> list[str]:
         marks = [ast.unparse(d) for d in method.decorator_list]
         held = any(m.endswith("property") for m in marks)
         kind = "py:property" if held else "py:method"
-        body += fenced(kind, method.name + ("" if held else signature(method, "staticmethod" not in marks)),
-                       words(module, method), 4)
-    return fenced("py:class", node.name + (signature(init, True) if init else ""), body + folded(module, node, where), 5)
+        called = "" if held else signature(method, "staticmethod" not in marks)
+        body += fenced(kind, method.name + called, words(module, method), 4)
+    body += folded(module, node, where)
+    return fenced("py:class", node.name + (signature(init, True) if init else ""), body, 5)
 
 
 def named(node: ast.AST) -> str:
@@ -181,7 +183,9 @@ def defined(module: Module) -> list[ast.AST]:
 
 def module_page(module: Module, book, name: str) -> str:
     "The page of a module."
-    lines = [f"# {module.name}", f"> {plain(ast.get_docstring(module.tree) or '')}", "",
+    up = "../" * name.count("/")
+    lines = [*ORPHAN, f"# {module.name}", f"> {plain(ast.get_docstring(module.tree) or '')}", "",
+             f'<p class="page-line"><a href="{up}api/index.html">all modules</a></p>', "",
              "```{py:module} " + module.name, "```", ""]
     for node in defined(module):
         origin, where = module.origin(node), ""
@@ -189,7 +193,6 @@ def module_page(module: Module, book, name: str) -> str:
             notebook, cell = origin
             place, page = f"cell-id={cell}", book.pages[notebook]
             book.reached.setdefault(notebook, set()).add(place)
-            up = "../" * name.count("/")
             where = f'<a href="{up}{page.name}.html#{place}">{page.title}</a>'
         lines += definition(module, node, where)
     return "\n".join(lines)
@@ -206,8 +209,7 @@ def pages(book) -> dict[str, str]:
              "> What each module offers: from the notebooks, with the comments beside the parameters.", ""]
     for room, modules in rooms.items():
         lines += [f"## {'wikidpo' + room.removeprefix('api').replace('/', '.')}", ""]
-        lines += [f"- [{name.split('/')[-1]}]({name.removeprefix('api/')}.md): {plain(said)}" for name, said in modules]
+        for name, said in modules:
+            lines.append(f"- [{name.split('/')[-1]}]({name.removeprefix('api/')}.md): {plain(said)}")
         lines.append("")
-    entries = [Path(name).relative_to("api").as_posix() for name in found]
-    lines += ["```{toctree}", ":hidden:", ":titlesonly:", "", *entries, "```"]
     return {**found, "api/index": "\n".join(lines)}

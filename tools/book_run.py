@@ -6,6 +6,7 @@ It holds the curves and the watched margins of both, the reward of each token of
 training, and sixty comparisons of the judge.
 """
 import json
+from operator import itemgetter
 
 from default_run import wikidpo
 from evidence import PROFILE, ROOT, configured
@@ -22,7 +23,7 @@ RUNS = ROOT / "runs/book"
 RESULT = ROOT / "nbs/results/book.json"
 PAIRS, COMPARISONS, DIGITS = 12, 60, 4
 SETTINGS = ("beta", "loss_type", "label_smoothing")
-STATE = ("checkpoint", "checkpoints")
+COMPARED = ("prompt_id", "prompt", "a", "b", "result")
 
 
 def train() -> None:
@@ -56,14 +57,18 @@ def tokens() -> dict:
     pairs = read_jsonl(RUNS / "calm/pairs.jsonl")[:PAIRS]
     dataset = PairDataset(pairs, load_tokenizer(policy.tokenizer), reference.cfg.block_size)
     view = TokenView(dataset, reference, {"after training": trained, "reference": reference}, PROFILE["train"]["beta"])
-    return {name: [view._compute(name, i) for i in range(PAIRS)] for name in view.models}
+
+    def row(name: str) -> list[dict]:
+        return [view._compute(name, i) for i in range(PAIRS)]
+
+    return {name: row(name) for name in view.models}
 
 
 def comparisons() -> list[dict]:
     "Comparisons of two different answers, as the judge decided them."
     rows = (row for row in load_run(RUNS / "calm").verdicts if row["result"] in ("a", "b", "tie"))
-    wanted = ("prompt_id", "prompt", "a", "b", "result")
-    different = [{key: row[key] for key in wanted} for row in rows if row["a"] != row["b"]]
+    wanted = itemgetter(*COMPARED)
+    different = [dict(zip(COMPARED, wanted(row))) for row in rows if row["a"] != row["b"]]
     return different[:COMPARISONS]
 
 
