@@ -143,7 +143,8 @@ def definition(module: Module, node: ast.AST, where: str) -> list[str]:
         return of_class(module, node, where)
     value = ast.unparse(node.value) if node.value else ""
     name = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
-    shown = [f":value: {json.dumps(value, ensure_ascii=False)}"] if value and len(value) <= LONGEST and "\n" not in value else []
+    short = value and len(value) <= LONGEST and "\n" not in value
+    shown = [f":value: {json.dumps(value, ensure_ascii=False)}"] if short else []
     return fenced("py:data", name, [*shown, "", "", plain(module.remark(node.end_lineno)), ""], 4)
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from evidence import RESULTS, ROOT
-from wikidpo.core.files import write_jsonl
-from wikidpo.run.folder import write_atomic
+from wikidpo.run.folder import write_atomic, write_jsonl
 from wikidpo.show.beta import BetaSlider
 from wikidpo.show.embed import embedded, page_head
 from wikidpo.show.inspector import PairInspector

@@ -1,5 +1,5 @@
 // Opened from disk, a page may not read other pages: the search then lists titles without their surroundings.
-if (location.protocol === "file:" && window.DOCUMENTATION_OPTIONS) DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false
+if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false
 
 // A link may lead into what is folded: unfold it.
 const unfold = () => {
