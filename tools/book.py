@@ -237,7 +237,7 @@ class Book:
                 continue
             first, text = text.split(m[0], 1)
             parts.append(new_markdown_cell(first, id=cell.id if not parts else f"{cell.id}-{len(parts)}"))
-            shown = new_code_cell("", id=f"live-{widget}", metadata={"tags": ["remove-input"]})
+            shown = new_code_cell("# alive", id=f"live-{widget}", metadata={"tags": ["remove-input"]})
             shown.outputs = [new_output("display_data", {"text/html": ""})]
             self.enliven(shown, widget)
             parts.append(shown)
