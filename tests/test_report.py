@@ -16,7 +16,7 @@ from wikidpo.show.winrate import write_winrate
 def without_widgets(source):
     "The page without what the package put there to run, letter for letter, and without its data, which hold no markup"
     def is_data(found):
-        assert "<" not in found[1] and json.loads(found[1]).keys() == {"state", "bytes", "data"}
+        assert "<" not in found[1] and json.loads(found[1]).keys() == {"state", "data"}
         return ""
     source = source.replace(page_head("player", "inspector"), "", 1)
     return re.sub('<script type="application/json">(.*?)</script>', is_data, source, flags=re.S)

@@ -44,6 +44,7 @@ ROOMS = {  # a folder of notebooks and of modules: what it is for
     "run": "what makes a run of it: folders, profiles, mining, training, evaluating, sweeping",
     "show": "what shows it: curves, the doctor, the report, the widgets",
 }
+BADGES = {"open-elsewhere"}  # cells whose links are in the line under the title
 # In place of a picture on the first page: the widget that it shows. In place of a cell's static figure: its widget.
 LIVING_PICTURES = {"images/widget_beta.png": "beta"}
 LIVING_CELLS = {
@@ -105,16 +106,17 @@ class Page:
 
     @cached_property
     def head(self) -> str:
-        "The source of the first cell that is text."
+        "The source of the cell with the title."
         if not self.is_notebook:
             return (self.root / self.path).read_text("utf-8")
-        return next(cell.source for cell in self.nb.cells if cell.cell_type == "markdown")
+        texts = [cell.source for cell in self.nb.cells if cell.cell_type == "markdown"]
+        return next((text for text in texts if text.startswith("# ")), "")
 
     @property
     def title(self) -> str:
         found = re.search(r"^# (.+)$", self.head, re.M)
         if not found:
-            raise SystemExit(f"error: {self.path}: no title: the first text of a page begins with `# `")
+            raise SystemExit(f"error: {self.path}: no title: a page has a text that begins with `# `")
         return found[1].strip()
 
     @property
@@ -155,8 +157,11 @@ class Book:
 
     def link(self, page: str, home: str, m: re.Match) -> str:
         "A link of the file `page`, as it stands on the page of the book with the name `home`."
-        if m["target"] is None or ELSEWHERE.match(m["target"]):
+        if m["target"] is None:
             return m[0]
+        if ELSEWHERE.match(m["target"]):  # a picture that is a link holds an address of its own
+            words = MARKUP.sub(lambda inner: self.link(page, home, inner), m["text"])
+            return f"{m['bang']}[{words}]({m['target']})"
         path, place = self.resolve(page, m["target"])
         name, here = self.page_name(path), dirname(home) or "."
         if name and place:
@@ -197,6 +202,8 @@ class Book:
         nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
         line, cells = tools_line(page, before, after), []
         for cell in nb.cells:
+            if cell.get("id") in BADGES:
+                continue
             if cell.cell_type == "markdown":
                 cells += self.text_cell(path, cell, line)
                 line = "" if cell.source == page.head or not line else line

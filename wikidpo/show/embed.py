@@ -64,9 +64,7 @@ def embedded(widget:LabWidget,
     "A live copy of a widget as HTML, for a page with `page_head`"
     data = widget.prepared(**how)
     state = page_state(widget) | data.pop("state", {})
-    encoded = {name: base64.b64encode(value).decode() for name, value in state.items() if isinstance(value, bytes)}
-    plain = {name: value for name, value in state.items() if name not in encoded}
-    text = _json({"state": plain, "bytes": encoded, "data": data})
+    text = _json({"state": state, "data": data})
     # not for MathJax, which would read dollars in an answer
     return (f'<div class="wikidpo-page tex2jax_ignore mathjax_ignore" data-widget="{_name(widget)}">'
             f'<script type="application/json">{text}</script>'

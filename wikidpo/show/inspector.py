@@ -99,7 +99,7 @@ def pair_view(pair)->dict:
     "One pair as the browser shows it"
     chosen, rejected = differing(pair["chosen"], pair["rejected"])
     facts = {side: _facts(pair, side) for side in SIDES}
-    prompt = with_turns(pair["prompt"], pair.get("turns"))
+    prompt = with_turns(pair["prompt"], pair.get("turns"), pair.get("system"))
     return {"prompt": prompt, "facts": facts, "chosen": chosen, "rejected": rejected}
 
 # %% ../../nbs/show/inspector.ipynb #pgv10002

@@ -49,8 +49,6 @@ class Model {
   }
 }
 
-const bytes = base64 => new DataView(Uint8Array.from(atob(base64), c => c.charCodeAt(0)).buffer);
-
 const part = name => document.querySelector(`script[data-wikidpo="${name}"]`).textContent;
 const modules = {};
 const load = name => { // the same text that Jupyter is sent; from a Blob, because a page on disk may import no file
@@ -78,8 +76,7 @@ const offer = ({ note, buttons }) => {
 const show = async place => { // what stood in the place, a picture or a sentence, goes once the widget is there
   const stood = [...place.childNodes];
   try {
-    const { state, bytes: encoded, data } = JSON.parse(place.querySelector("script").textContent);
-    for (const [name, base64] of Object.entries(encoded)) state[name] = bytes(base64);
+    const { state, data } = JSON.parse(place.querySelector("script").textContent);
     const model = new Model(state);
     model.answers = ANSWERS[place.dataset.widget]?.(model, data) ?? {};
     Object.assign(model.state, model.answers.start?.());
