@@ -44,6 +44,7 @@ ROOMS = {  # a folder of notebooks and of modules: what it is for
     "run": "what makes a run of it: folders, profiles, mining, training, evaluating, sweeping",
     "show": "what shows it: curves, the doctor, the report, the widgets",
 }
+BADGE = re.compile(r"^\[!\[Open in Colab\].*\n+", re.M)  # the line under the title has it in words
 BADGES = {"open-elsewhere"}  # cells whose links are in the line under the title
 # In place of a picture on the first page: the widget that it shows. In place of a cell's static figure: its widget.
 LIVING_PICTURES = {"images/widget_beta.png": "beta"}
@@ -220,7 +221,7 @@ class Book:
         "A place to arrive at before the cell, if a link leads there."
         place = f"cell-id={cell.id}"
         if place in self.reached.get(path, ()):
-            yield new_markdown_cell(f'<span class="arrival" id="{place}"></span>', id=f"to-{cell.id}"[:64])
+            yield new_markdown_cell(f'<div class="arrival" id="{place}"></div>', id=f"to-{cell.id}"[:64])
 
     def text_cell(self, path: str, cell, line: str) -> list:
         "A cell of text; under the title of the page goes a line that says what can be done with it."
@@ -229,7 +230,7 @@ class Book:
         if "\n![" in f"\n{source}" and self.living:
             parts = self.living_pictures(path, cell)
         for part in (p for p in parts if p.cell_type == "markdown"):
-            part.source = self.markdown(path, part.source)
+            part.source = self.markdown(path, BADGE.sub("", part.source))
             if line and source == self.pages[path].head:
                 part.source = re.sub(r"\A(# .+\n(?:\n*> .+\n?)*)", rf"\1\n{line}\n\n", part.source, count=1)
                 line = ""
