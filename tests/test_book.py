@@ -285,6 +285,8 @@ def test_dark(site, chromium):
     def paper(where): return page.eval_on_selector(where, "e => getComputedStyle(e).backgroundColor")
     assert max(map(int, re.findall(r"\d+", paper("body"))[:3])) < 60
     assert paper("div.cell_output img") == "rgb(255, 255, 255)"
+    page.wait_for_selector(".wikidpo-page svg")
+    assert paper(".wikidpo-page svg") == "rgba(0, 0, 0, 0)"
 
 
 LIVING = {"index": "beta", "lessons/02_the_loss": "beta", "lessons/05_preference_pairs": "inspector",
