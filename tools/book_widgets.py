@@ -1,0 +1,64 @@
+"""The living widgets of the book, as HTML in _docs/widgets: from what ships, and from nbs/results/book.json.
+
+`make docs` calls it with the environment of the package; tools/book.py puts the pieces into the pages.
+"""
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from evidence import RESULTS, ROOT
+from wikidpo.run.folder import write_atomic, write_jsonl
+from wikidpo.show.beta import BetaSlider
+from wikidpo.show.embed import embedded, page_head
+from wikidpo.show.inspector import PairInspector
+from wikidpo.show.player import RunPlayer
+from wikidpo.show.run import load_run
+from wikidpo.show.tokens import TokenView
+from wikidpo.show.vote import BlindVote
+from wikidpo.show.widgets import LabWidget
+
+DATA = ROOT / "wikidpo/data/miniwiki"
+OUT = ROOT / "_docs/widgets"
+
+
+class RecordedTokens(TokenView):
+    "The token view of what was computed before: no model is asked"
+
+    def __init__(self, known: dict):  # {checkpoint: what it shows of each pair}
+        self.known = {(name, i): shown for name, row in known.items() for i, shown in enumerate(row)}
+        self.models = dict.fromkeys(known)
+        names = list(known)
+        LabWidget.__init__(self, checkpoint=names[0], checkpoints=names, total=len(known[names[0]]))
+        self._show()
+
+
+def player(folder: Path, recorded: dict) -> RunPlayer:
+    "The run player of a recorded run, by way of the folder that it would read."
+    folder.mkdir()
+    write_atomic(folder / "config.yaml", json.dumps({"train": recorded["train"]}))  # JSON is YAML
+    write_jsonl(folder / "metrics.jsonl", recorded["metrics"])
+    write_jsonl(folder / "margins.jsonl", recorded["margins"])
+    return RunPlayer(load_run(folder))
+
+
+def widgets(scratch: Path) -> dict[str, str]:
+    "NAME: the widget as HTML; a page shows `wild` after `player`, whose style and script it shares."
+    recorded = json.loads((RESULTS / "book.json").read_text(encoding="utf-8"))
+    shown = {
+        "beta": BetaSlider(np.load(DATA / "margins.npy"), beta=1.25),
+        "inspector": PairInspector(DATA / "pairs.jsonl"),
+        "tokens": RecordedTokens(recorded["tokens"]),
+        "player": player(scratch / "calm", recorded["calm"]),
+        "vote": BlindVote(recorded["verdicts"], scratch / "votes.jsonl"),
+    }
+    wild = embedded(player(scratch / "wild", recorded["wild"]))
+    return {name: f"{page_head(name)}\n{embedded(widget)}" for name, widget in shown.items()} | {"wild": wild}
+
+
+if __name__ == "__main__":
+    OUT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, text in widgets(Path(scratch)).items():
+            (OUT / f"{name}.html").write_text(text, encoding="utf-8")
