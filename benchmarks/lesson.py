@@ -69,7 +69,7 @@ def sample(task):
     def run():
         if task["extrapolate"]: return extrapolate(model, prompts, task)
         tokens = sum(respond(model, tok, prompts[i:i + n], task) for i in range(0, len(prompts), n))
-        return tokens, {"estimated": f"from {few} prompts"} if few else {}
+        return tokens, {"estimated": f"from {few} of the prompts"} if few else {}
     return run
 
 

@@ -60,7 +60,7 @@ class Sizes:
     crowd: int = 100_000 # prompts of a large run
     real_prompts: int = 512
     part: int = 128 # prompts for trying, and for whom all would take too long
-    few: int = 2 # prompts for whom these would take too long
+    few: int = 1 # prompts, for whom these would take too long
     batches: tuple[int, ...] = (32, 64, 128) # prompts at once to try
     forwards: tuple[int, ...] = (4, 8, 16) # pairs a forward to try
     epoch: int = 512 # pairs of the real model

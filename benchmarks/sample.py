@@ -42,7 +42,7 @@ def facts(task, batch, tokens, answers, few=None):
     "What is said beside the rate, where answers have lengths of their own; few: prompts that it is estimated from"
     if "batches" not in task: return {}
     found = {"rows_at_once": batch * len(task["temps"]), "tokens_an_answer": tokens / answers}
-    return found | ({"estimated": f"from {few} prompts"} if few else {})
+    return found | ({"estimated": f"from {few} of the prompts"} if few else {})
 
 
 class Clock:
@@ -117,7 +117,7 @@ def huggingface(task):
         tokens, few = respond(batch), len(asked) if len(asked) < len(prompts) else None
         return tokens, facts(task, batch, tokens, len(asked) * len(temps), few)
     generate(asked[:2], 2)
-    batch = best_batch(task, respond)
+    batch = best_batch(task, lambda n: generate(asked[:n], task["max_new"]))
     return run
 
 
