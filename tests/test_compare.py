@@ -137,6 +137,19 @@ def test_no_question_is_asked_twice_and_equal_answers_not_at_all(tmp_path):
         if (q, b, a) in every: assert every[q, b, a] == turned[result]
 
 
+def test_a_question_that_another_comparison_has_answered_is_not_asked_again(tmp_path):
+    "A run that lost the rows of two of its three comparisons, whose questions are those of the first"
+    paths = [write(tmp_path/f"{name}.jsonl", plain(answers)) for name, answers in zip("abc", (GOOD, FAIR, GOOD))]
+    app, out = Counting(), tmp_path/"run"
+    with serving(app) as url:
+        judge = TeacherConfig(url=url, retries=0)
+        whole, rows, asked = compare(paths, judge, out), read_jsonl(out/"verdicts.jsonl"), app.asked.total()
+        write(out/"verdicts.jsonl", [row for row in rows if row["model_b"] == "b"])
+        (out/"summary.json").unlink()
+        assert compare(paths, judge, out)["comparisons"] == whole["comparisons"]
+    assert app.asked.total() == asked and len(read_jsonl(out/"verdicts.jsonl")) == len(rows) == 120
+
+
 def test_files_that_agree_everywhere_need_no_judgement(tmp_path):
     app = Counting()
     found = judged_by(app, [write(tmp_path/f"{n}.jsonl", plain(GOOD)) for n in "ab"], tmp_path/"run")
@@ -294,6 +307,13 @@ def test_a_circle_ranks_nobody_and_a_clear_order_ranks_all():
     assert clear[0]["points"] == 1 and clear[2]["points"] == 0 and np.isfinite(clear[0]["strength"])
     even = ranking(judged({("x", "y"): half, ("y", "z"): half, ("x", "z"): ["tie"] * 40}), ["x", "y", "z"])
     assert all(row["points"] == .5 and row["low"] < 0 < row["high"] for row in even)
+
+
+def test_the_interval_of_a_strength_is_that_of_a_share():
+    "Of two files the difference in strength is the log-odds of the share, whose standard error is a formula"
+    first, second = ranking(judged({("x", "y"): ["a"] * 240 + ["b"] * 160}), ["x", "y"])
+    assert first["strength"] - second["strength"] == pytest.approx(np.log(.6/.4), abs=.01)
+    assert first["high"] - first["low"] == pytest.approx(1.96 / (400 * .6 * .4)**.5, rel=.15)
 
 
 def test_prompts_are_drawn_and_not_comparisons():

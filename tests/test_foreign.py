@@ -9,6 +9,7 @@ from wikidpo.cli import main
 from wikidpo.core.chat import Chat, render_prompt
 from wikidpo.core.data import PairDataset
 from wikidpo.core.files import read_jsonl, UserError
+from wikidpo.models.chat_template import render_chat
 from wikidpo.models.hf import freeze_chat
 from wikidpo.run.foreign import (answer_of, is_ours, Misread, open_pairs, pair_of, pairs_for, read_answers, read_pairs,
                                  told)
@@ -86,8 +87,11 @@ WRONG = [
     (hh(SHIPPED[0]) | {"chosen": hh(SHIPPED[0])["chosen"] + "\n\nHuman: Thanks"}, "end in one answer"),
     (hh(SHIPPED[0], "\n\nHuman: Hi"), "do not take turns"),
     (hh(SHIPPED[0]) | {"chosen": f"\n\nHuman: {SHIPPED[0]['prompt']}\n\nAssistant:"}, "an answer is empty"),
-    (trl(SHIPPED[0]) | {"system": "Be brief."}, "a system message"),
-    (trl(SHIPPED[0]) | {"prompt": [{"role": "system", "content": "x"}, user("y")]}, "a system message"),
+    (trl(SHIPPED[0]) | {"system": 3}, "the system message is no text"),
+    (trl(SHIPPED[0]) | {"prompt": [user("x"), {"role": "system", "content": "x"}, user("y")]}, "in the middle"),
+    (trl(SHIPPED[0]) | {"prompt": [{"role": "system", "content": "x"}]}, "there is no prompt"),
+    (ultra(SHIPPED[0]) | {"chosen": [{"role": "system", "content": "x"}, *ultra(SHIPPED[0])["chosen"]]},
+     "do not answer the same prompt"),
     (trl(SHIPPED[0]) | {"chosen": []}, "end in one answer"),
     (trl(SHIPPED[0]) | {"chosen": None}, "the field 'chosen' is missing"),
     (trl(SHIPPED[0]) | {"chosen": 3}, "expected a text, or messages"),
@@ -182,6 +186,91 @@ def test_a_template_that_places_every_turn_carries_a_conversation(tmp_path, monk
     assert not taken.left_out and TOK.decode(data.rows[0][0], skip_special_tokens=False) == told_so
     path = write(tmp_path/"ours.jsonl", data.pairs[0])                # such a row of ours comes to the same
     assert PairDataset(path, TOK, 256).rows == data.rows
+
+
+def system(text): return {"role": "system", "content": text}
+
+
+@pytest.mark.parametrize("row", [
+    trl(SHIPPED[0]) | {"prompt": [system("Be brief."), user(SHIPPED[0]["prompt"])]},
+    trl(SHIPPED[0]) | {"prompt": [system(" "), system(" Be brief.\n"), user(SHIPPED[0]["prompt"])]},
+    {side: [system("Be brief."), *ultra(SHIPPED[0])[side]] for side in ("chosen", "rejected")},
+    ultra(SHIPPED[0]) | {"prompt": [system("Be brief."), user(SHIPPED[0]["prompt"])]},
+    ultra(SHIPPED[0]) | {"system": "Be brief."}, hh(SHIPPED[0]) | {"system_prompt": "Be brief."},
+    texts(SHIPPED[0]) | {"system": "Be brief."}], ids=range(7))
+def test_a_system_message_is_read_wherever_it_stands(row):
+    assert texts(pair_of(row)) == texts(SHIPPED[0]) and pair_of(row)["system"] == "Be brief."
+
+
+def test_a_column_that_is_not_ours_makes_a_file_one_of_elsewhere(tmp_path):
+    path = write(tmp_path/"t.jsonl", texts(SHIPPED[0]) | {"system_prompt": "Be brief."})
+    assert not is_ours(path) and open_pairs(path, TOK, 256)[0].pairs[0]["system"] == "Be brief."
+
+
+def test_system_messages_of_two_places_are_joined_and_one_is_not_doubled():
+    row = trl(SHIPPED[0]) | {"prompt": [system("Be brief."), user("y")]}
+    assert pair_of(row | {"system": "Be kind."})["system"] == "Be kind.\n\nBe brief."
+    assert pair_of(row | {"system": "Be brief."})["system"] == "Be brief."
+    for nothing in (None, "", []): assert "system" not in pair_of(trl(SHIPPED[0]) | {"system": nothing})
+
+
+def test_an_answer_is_judged_with_its_system_message():
+    asked = "System: Be brief.\n\nUser: Why?"
+    assert answer_of({"messages": [system("Be brief."), user("Why?"), assistant("So.")]}) == (asked, "So.")
+    assert answer_of({"system": "Be brief.", "prompt": "Why?", "response": "So."}) == (asked, "So.")
+
+
+def test_a_system_message_has_the_place_that_the_template_gives_it(tmp_path, monkeypatch):
+    "As the template itself shows it before three turns; in front of the first instruction where it has no place"
+    chat = freeze_chat(CHATML, {}, ("<|im_start|>", "<|im_end|>"))
+    assert chat.system == ("<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\n")
+    talk = [system("Be brief."), user("Hi"), assistant("Hello."), user("Why?")]
+    whole = render_chat(CHATML, talk, True, {})
+    assert render_prompt("Why?", chat, [["Hi", "Hello."]], "Be brief.") == whole
+    row = trl(SHIPPED[0]) | {"prompt": [system("Be <|end|>brief."), user(SHIPPED[0]["prompt"])]}
+    path = write(tmp_path/"t.jsonl", row, trl(SHIPPED[1]))
+
+    def shown(data): return TOK.decode(data.rows[0][0], skip_special_tokens=False)
+
+    data, taken = open_pairs(path, TOK, 256)
+    assert shown(data) == render_prompt(f"Be brief.\n\n{SHIPPED[0]['prompt']}") and not taken.left_out
+    assert "; the system message of 1 stands in front of the first instruction" in told(taken, "pairs")
+    monkeypatch.setattr(TOK, "chat", Chat(system=("<|user|>\n((", "))\n<|user|>\n")))
+    data, taken = open_pairs(path, TOK, 256)
+    assert shown(data) == "<|user|>\n((Be brief.))\n" + render_prompt(SHIPPED[0]["prompt"])
+    assert "system message" not in told(taken, "pairs")
+    assert PairDataset(write(tmp_path/"ours.jsonl", *data.pairs), TOK, 256).rows == data.rows
+
+
+LLAMA2 = (
+    "{% set told = '' %}{% if messages[0].role == 'system' %}"
+    "{% set told = '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n' %}"
+    "{% set messages = messages[1:] %}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ (told if loop.first else '') + m.content }} [/INST]"
+    "{% else %}{{ m.content }}</s>{% endif %}{% endfor %}")
+NO_PLACE = {
+    "refused": "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML,
+    "left out": CHATML.replace("%}<|im_start|>", "%}{% if m['role'] != 'system' %}<|im_start|>", 1).replace(
+        "{% endfor", "{% endif %}{% endfor"),
+    "as a user": CHATML.replace("m['role'] }}", "'user' if m['role'] == 'system' else m['role'] }}"),
+    "at the last instruction": "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m['role'] }}\n"
+        "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}!{% endif %}"
+        "{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+}
+
+
+def test_a_system_message_within_the_first_instruction_has_a_place_too():
+    chat = freeze_chat(LLAMA2, {}, ("</s>",))
+    talk = [system("Be brief."), user("Hi"), assistant("Hello."), user("Why?")]
+    assert render_prompt("Why?", chat, [["Hi", "Hello."]], "Be brief.") == render_chat(LLAMA2, talk, True, {})
+
+
+@pytest.mark.parametrize("name", NO_PLACE)
+def test_a_template_without_a_place_for_a_system_message_has_none(name):
+    chat = freeze_chat(NO_PLACE[name], {"eos_token": "<|im_end|>"}, ("<|im_start|>", "<|im_end|>"))
+    assert chat.system is None
+    assert render_prompt("Hi", chat, system="Be brief.") == render_prompt("Be brief.\n\nHi", chat)
 
 
 def test_a_template_that_says_more_of_past_answers_carries_none():

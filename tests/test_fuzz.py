@@ -19,16 +19,21 @@ import yaml
 
 from runfolder import make_run, margins, sweep_rows, verdicts, write_jsonl
 from wikidpo.core.chat import encode_prompt, load_tokenizer, render_prompt, SPECIALS
-from wikidpo.core.data import PairDataset
+from wikidpo.core.data import PairDataset, unusable
 from wikidpo.core.files import UserError
 from wikidpo.judge.config import TeacherConfig
+from wikidpo.judge.quality import errors_table, judge_errors, OUTCOMES
 from wikidpo.run import records
+from wikidpo.run.compare import read_files
 from wikidpo.run.config import MineConfig, PolicyConfig, PromptsConfig, RunTrainConfig
+from wikidpo.run.controls import best_temperature, controls_table
+from wikidpo.run.foreign import read_pairs
 from wikidpo.run.profiles import load_profile, section
 from wikidpo.run.prompts import read_prompt_file
 from wikidpo.run.publish import CARD_MARK, dataset_card
 from wikidpo.run.rig import preflight
 from wikidpo.run.sweep import score_table
+from wikidpo.run.winrate import win_rates
 from wikidpo.show.curves import curves
 from wikidpo.show.doctor import doctor
 from wikidpo.show.inspector import PairInspector
@@ -183,8 +188,7 @@ def same_template(path, found):
     chat, prompt = found
     if path.name == "chat.json":
         there = json.loads(path.read_bytes().decode("utf-8-sig"))
-        assert {name: value for name, value in asdict(chat).items() if name in there} == there | {
-            "specials": tuple(there["specials"])}
+        assert {name: value for name, value in json.loads(json.dumps(asdict(chat))).items() if name in there} == there
     assert render_prompt("Who?", chat) == f"{chat.prefix}Who?{chat.suffix}" and isinstance(prompt, str)
 
 
@@ -207,6 +211,31 @@ def rigged(path):
     assert len(checks) <= len(lines) <= 2 * len(checks)
     if bad := [check.found for check in checks if check.ok is False]: raise UserError(bad[0])
     return lines
+
+
+def usable_pairs(path, taken):
+    "Every line is a pair of ours that can be trained on, or is counted as left out"
+    lines = [line for line in path.read_bytes().decode("utf-8-sig").split("\n") if line.strip()]
+    assert len(taken.rows) + taken.left_out.total() == len(lines)
+    assert not any(map(unusable, taken.rows)) and json.dumps(taken.rows)
+
+
+def compared(path): return read_files([path, path.with_name("b.jsonl")])
+
+
+def answers_in_both(path, found):
+    files, keys = found
+    assert keys and all(isinstance(f.found[key], str) for f in files for key in keys)
+
+
+def controlled(path):
+    judged = records.read_object(path, records.Summary).get("judge") or {}
+    return controls_table(judged) if judged.get("controls") else ""
+
+
+def judged(path):
+    rows = records.read_records(path, records.Verdict)
+    return errors_table(judge_errors(rows, [OUTCOMES[row["prompt_id"] % 3] for row in rows]))
 
 
 LINES = {"prompts": records.Prompt, "responses": records.Answer, "samples": records.Sample, "pairs": records.Pair,
@@ -235,6 +264,10 @@ READERS |= {
     "card": Reader(("config.yaml", "summary.json", "pairs.jsonl"), lambda path: dataset_card(path.parent), whole_card,
                    cost=10),
     "rig": Reader(("chat.json", "tokenizer.json", "prompts.jsonl"), rigged, cost=100),
+    "pairs of elsewhere": Reader(("theirs.jsonl",), read_pairs, usable_pairs),
+    "answers": Reader(("a.jsonl",), compared, answers_in_both),
+    "controls": Reader(("controls.json",), controlled, lambda path, table: isinstance(table, str)),
+    "the judge's errors": Reader(("verdicts.jsonl",), judged, lambda path, table: isinstance(table, str)),
     "doctor": Reader(RUN, lambda path: doctor(path.parent), cost=2),
     "sweep": Reader(("sweep.json", "prediction.json"), lambda path: score_table(path.parent), cost=3),
     "vote": Reader(("votes.jsonl",), voted, cost=3),
@@ -248,7 +281,8 @@ def make_mined(folder):
     (folder/"policy.pt").write_bytes(b"a checkpoint")
     (folder/"tokenizer.json").write_bytes((DATA/"tokenizer.json").read_bytes())
     (folder/"chat.json").write_text(json.dumps({"prefix": "<|user|>\n", "suffix": "\n<|end|>\n<|assistant|>\n",
-                                                "end": "<|end|>", "specials": list(SPECIALS), "trim": True}))
+                                                "end": "<|end|>", "specials": list(SPECIALS), "trim": True,
+                                                "system": ["<|user|>\n", "\n"]}))
     mined = {"prompts": "prompts.jsonl", "temps": [.7, 1.3], "gap": 2, "best": 6, "seed": 0, "top_k": 50, "max_new": 64,
              "policy": {"checkpoint": str(folder/"policy.pt"), "tokenizer": str(folder/"tokenizer.json")},
              "teacher": {"model": "a-judge", "expected": False}}
@@ -257,6 +291,21 @@ def make_mined(folder):
     counted = {"prompts": 12, "responses": 48, "tie": 1, "bad": 2, "unscored": 1, "unparsable": 3, "survival": .6}
     summary = json.loads((folder/"summary.json").read_text())
     (folder/"summary.json").write_text(json.dumps(summary | {"mine": summary["mine"] | counted}))
+
+
+def make_theirs(folder):
+    "Pairs and answers in other people's forms, and what controls say"
+    def said(*texts): return [{"role": role, "content": text} for role, text in zip(("user", "assistant"), texts)]
+    hh = {side: f"\n\nHuman: Why?\n\nAssistant: {side}." for side in ("chosen", "rejected")}
+    ultra = {"system": "Be brief.", "chosen": said("Why?", "So."), "rejected": said("Why?", "No."), "score_chosen": 8}
+    trl = {"prompt": said("Why?"), "chosen": said("", "So.")[1:], "rejected": said("", "No.")[1:]}
+    write_jsonl(folder/"theirs.jsonl", [hh, ultra, trl])
+    write_jsonl(folder/"a.jsonl", [{"messages": said("Why?", "So.")}, {"prompt": "Who?", "response": "I."}])
+    write_jsonl(folder/"b.jsonl", [{"question": "Why?", "answer": "No."}, {"prompt": "Who?", "response": "You."}])
+    found = win_rates(["A", "A", "TIE"], ["B", "A", "TIE"], [3, -1, 0])
+    best = best_temperature({"itself": ["a", "b", "tie", "a"]}, ["a", "a", "b", "tie"])
+    controls = {"controls": {"itself": found, "constant": found}, "best_temperature": best}
+    (folder/"controls.json").write_text(json.dumps({"judge": found | controls}))
 
 
 def make_good(folder):
@@ -274,6 +323,7 @@ def make_good(folder):
     write_jsonl(folder/"votes.jsonl", [{"prompt_id": i, "vote": "tie", "shown_first": "a"} for i in (3, 5, 6)])
     write_jsonl(folder/"instructions.jsonl", [{"passage": "ab12", "kind": "list", "reply": "Name them."}])
     make_mined(folder)
+    make_theirs(folder)
     (folder/"sweep.json").write_text(json.dumps(sweep_rows()))
     (folder/"prediction.json").write_text(json.dumps({"margin": .05, "closest": .5, "wins": .1}))
     stored = {"03-colder": {"question": "?", "answer": "yes", "outcome": "no"}}

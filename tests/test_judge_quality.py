@@ -73,6 +73,12 @@ def test_few_votes_and_odd_tables_leave_wide_intervals_and_no_nan(how):
         assert 0 <= low <= high <= 1 and 0 <= rate <= 1 and high - low > .15
 
 
+@pytest.mark.parametrize("how", CORRECTIONS)
+def test_ten_wins_of_ten_are_no_certainty(how):
+    rate, low, high = corrected_win_rate(SURE * np.eye(3), [10, 0, 0], how)      # a judge that never errs
+    assert low < .95 < rate < 1 and high > .99
+
+
 def test_the_interval_counts_the_votes_as_well_as_the_prompts():
     table, judged = np.array([[30, 3, 5], [4, 20, 6], [2, 3, 17]]), np.array([500, 300, 200])
     def width(votes, prompts, how):

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from statistics import median
 
+import alone
 import claims
 import nbformat
 import pipeline
@@ -108,7 +109,7 @@ def test_examples_are_small(path):
 def test_outcomes_of_predictions_are_measured(path):
     "What `outcome` is told is no text that somebody typed"
     for source in (text(c) for c in cells(path) if c["cell_type"] == "code"):
-        for node in ast.walk(ast.parse(re.sub(r"(?m)^\s*[%!].*$", "pass", source))):
+        for node in ast.walk(ast.parse(re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", source))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "outcome":
                 key, measured = node.args
                 assert ast.literal_eval(key).startswith(f"{path.stem[:2]}-") and not isinstance(measured, ast.Constant)
@@ -148,3 +149,20 @@ def test_the_closing_page_has_a_takeaway_of_every_lesson():
 
 def test_the_pictures_of_the_pipeline_are_what_their_script_draws():
     assert pipeline.main(["--check"]) is None
+
+
+def test_a_page_can_be_opened_alone():
+    "Its links on top lead to itself, and its cell installs what settings.ini names"
+    assert alone.main(["--check"]) is None
+
+
+@every()
+def test_no_file_beside_it_is_read(path):
+    "Opened alone there is none; `recorded` finds what was measured"
+    code = "\n".join(text(c) for c in cells(path) if c["cell_type"] == "code")
+    assert not re.search(r"""["'](?:\.\.?/|results/)""", code)
+
+
+def test_the_index_opens_the_first_lesson_in_colab():
+    index = "\n".join(prose(ROOT/"nbs"/"index.ipynb"))
+    assert f"](../images/colab.svg)]({alone.colab('nbs/lessons/00_miniwiki.ipynb', alone.settings())})" in index

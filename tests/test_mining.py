@@ -13,6 +13,7 @@ from wikidpo.judge.offline import offline_app, OfflineTeacher, serving
 from wikidpo.run.config import EvaluateConfig, MineConfig, PolicyConfig, RunTrainConfig
 from wikidpo.run.folder import write_jsonl
 from wikidpo.run.mine import merge, mine
+from wikidpo.run.publish import dataset_card
 from wikidpo.run.rig import budget
 from wikidpo.world.facts import DATA, prompts
 
@@ -224,6 +225,11 @@ def test_a_pair_stays_if_both_orders_say_so(confirmed):
     verdicts = read_jsonl(confirmed/"confirmed"/"confirmed.jsonl")
     assert [v["result"] for v in verdicts] == results
     assert [(v["a"], v["b"]) for v in verdicts] == [(p["chosen"], p["rejected"]) for p in every]
+
+def test_the_card_of_published_pairs_says_that_they_were_confirmed(confirmed):
+    counts = mine_summary(confirmed/"confirmed")["confirmed"]
+    said = f"both times in {counts['kept']} of {counts['compared']}, which stayed |"
+    assert said in dataset_card(confirmed/"confirmed") and "both times" not in dataset_card(confirmed/"all")
 
 def test_a_mining_is_confirmed_when_it_is_done_and_back(confirmed, tmp_path):
     "Nothing is sampled or scored again"

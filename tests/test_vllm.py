@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import httpx2
 import pytest
 import torch
 from served import CONTEXT, FLAGS, serving_model
@@ -25,7 +24,7 @@ from wikidpo.core.model import GPT
 from wikidpo.judge.client import (ask_judge, ask_score, ask_verdict, check_teacher, JudgingTask,
                                   make_client, Probe)
 from wikidpo.judge.config import TeacherLost
-from wikidpo.judge.offline import listening_socket
+from wikidpo.judge.offline import httpx, listening_socket
 from wikidpo.judge.pool import JudgePool
 from wikidpo.judge.prompts import fenced, JUDGE_TMPL, SCORE_LABELS
 from wikidpo.models.checkpoints import load_checkpoint
@@ -46,7 +45,7 @@ def client(vllm):
 
 def metric(vllm, name, **labels):
     "The sum of a counter or gauge of vLLM's /metrics"
-    with httpx2.Client(trust_env=False) as c: page = c.get(vllm.url.removesuffix("/v1") + "/metrics").text
+    with httpx.Client(trust_env=False) as c: page = c.get(vllm.url.removesuffix("/v1") + "/metrics").text
     rows = [line for line in page.split("\n") if re.match(rf"vllm:{name}\{{", line)]
     for label, value in labels.items(): rows = [line for line in rows if f'{label}="{value}"' in line]
     assert rows, name

@@ -213,10 +213,18 @@ def test_a_prompt_without_a_verdict_of_one_challenger_is_left_out():
 def test_the_best_temperature_is_not_compared_where_it_was_chosen():
     rng = np.random.default_rng(0)
     results = {f"at_{t}": rng.choice(["a", "tie", "b"], 60).tolist() for t in range(40)}  # none is better
-    best = best_temperature(results, rng.choice(["a", "tie", "b"], 60).tolist())
+    challenger = rng.choice(["a", "tie", "b"], 60).tolist()
+    best = best_temperature(results, challenger)
+    assert best["challenger_minus_best"] == paired(challenger[1::2], results[best["control"]][1::2])
     chosen = win_rate(results[best["control"]][::2])
     assert chosen[1] > .5, "the best of forty looks better where it was chosen"
     assert best["win_rate"] == win_rate(results[best["control"]][1::2])[0] < chosen[0]
+
+
+def test_a_temperature_that_has_verdicts_in_one_half_alone_is_not_the_best():
+    challenger, half, whole = ["tie"] * 4, ["a", None, "a", None], ["a", "b", "b", "b"]
+    assert best_temperature({"half": half, "whole": whole}, challenger)["control"] == "whole"
+    assert best_temperature({"half": half}, challenger) is None
 
 
 # ---- what the intervals promise, on judges whose true preference is known

@@ -28,7 +28,7 @@ import readme
 import style as house
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKERS = 2  # notebooks and files of tests run at a time
+WORKERS = 3  # notebooks and files of tests run at a time: two cores, and some of them wait for servers
 TIMEOUT = 900  # seconds that a notebook or a command may take before it is taken to hang; pytest may take any
 SLOWEST = 20  # are named at the end of a run
 LEFTOVERS = (".git", ".venv*", "runs", "wandb", "build", "dist", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")

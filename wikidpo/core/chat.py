@@ -28,24 +28,27 @@ class Chat:
     trim:bool=False # white space around the instruction is not part of it
     vocab_size:int|None=None # rows of the embedding, where it has more than the tokenizer symbols
     turn:str|None=None # from an answer to the next instruction; None: there is never a next one
+    system:tuple|None=None # what stands before a system message, and from it to the instruction
 
 COURSE = Chat()
 
 def render_prompt(instruction:str, chat:Chat=COURSE,
                   turns=(), # what was said before: [instruction, answer] each
+                  system:str="", # how to answer, said before all of it
                  )->str:
     "The chat template, up to where the answer begins"
     def tidy(text): return text.strip() if chat.trim else text
     if turns and chat.turn is None:
         raise UserError("this model's chat template holds one instruction, and no earlier turns")
-    said = chat.prefix
+    if system and chat.system: said = chat.system[0] + tidy(system) + chat.system[1]
+    else: said = chat.prefix + (f"{tidy(system)}\n\n" if system else "")
     for asked, answer in turns: said += tidy(asked) + chat.suffix + tidy(answer) + chat.turn
     return said + tidy(instruction) + chat.suffix
 
 # %% ../../nbs/core/chat.ipynb #44adeae7
 CHAT_FIELDS = {
     "prefix": (str,), "suffix": (str,), "end": (str,), "specials": (list,), "trim": (bool,),
-    "vocab_size": (int, type(None)), "turn": (str, type(None))}
+    "vocab_size": (int, type(None)), "turn": (str, type(None)), "system": (list, type(None))}
 
 def _chat_fault(chat):
     "What is wrong with the object in a chat.json, or None"
@@ -57,6 +60,9 @@ def _chat_fault(chat):
         if type(value) not in CHAT_FIELDS[name]: return f"{name} is {quoted(repr(value), 40)}"
     if not all(isinstance(s, str) and s for s in (*chat["specials"], chat["end"])):
         return "end and specials hold texts that are not empty"
+    place = chat.get("system")
+    if place and (len(place) != 2 or set(map(type, place)) != {str}):
+        return "system holds two texts: before a system message, and behind it"
     if not 0 < (chat.get("vocab_size") or 1) < 2**31: return "vocab_size is no number of symbols"
 
 def read_chat(path)->Chat: # chat.json
@@ -65,7 +71,9 @@ def read_chat(path)->Chat: # chat.json
     try: chat = parse_json(read_text(path))
     except ValueError as e: fault = str(e)
     else: fault = _chat_fault(chat)
-    if not fault: return Chat(**chat | {"specials": tuple(chat["specials"])})
+    if not fault:
+        lists = {name: tuple(found) for name, found in chat.items() if isinstance(found, list)}
+        return Chat(**chat | lists)
     raise UserError(f"{quoted(path)}: not a chat template ({fault}); import the model again")
 
 # %% ../../nbs/core/chat.ipynb #c4a70001
@@ -138,13 +146,16 @@ def encode_prompt(tok, instruction:str)->list:
 
 def encode_many(tok, instructions, # many at once, which the tokenizer does in threads
                 turns=None, # what was said before each, for `render_prompt`; None: nothing
+                systems=None, # the system message of each, "" where it has none; None: nowhere one
                )->list:
     "Token ids of each rendered prompt"
     chat = chat_of(tok)
     def clean(text): return strip_specials(text, chat.specials)
     def cleaned(turns): return [[clean(asked), clean(answer)] for asked, answer in turns]
     before = map(cleaned, turns or [()] * len(instructions))
-    texts = [render_prompt(clean(text), chat, t) for text, t in zip(instructions, before)]
+    systems = map(clean, systems or [""] * len(instructions))
+    asked = zip(instructions, before, systems)
+    texts = [render_prompt(clean(text), chat, said, system) for text, said, system in asked]
     return [found.ids for found in tok.encode_batch_fast(texts, add_special_tokens=False)]
 
 def encode_response(tok, text:str,

@@ -33,8 +33,9 @@ TOKEN_LOSSES = ("dpo_norm", "ipo_norm", "simpo") # of nats a token: their beta i
 def _check_loss_type(loss_type):
     if loss_type in LOSS_TYPES: return
     if loss_type == "kto":
-        raise UserError("loss_type 'kto' is for answers without a partner: see `train_kto` "
-                        "in wikidpo.core.kto; or choose 'apo_zero'")
+        raise UserError("loss_type 'kto' is for answers without a partner, and pairs have one: "
+                        "lesson 14 trains it, with `train_kto` of wikidpo.core.kto; "
+                        "or choose 'apo_zero'")
     known = ", ".join(LOSS_TYPES)
     raise UserError(f"loss_type '{quoted(loss_type, 40)}' is unknown: choose one of {known}")
 

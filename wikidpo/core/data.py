@@ -32,6 +32,7 @@ def odd_field(pair):
             return f"the field '{side}_tokens': expected token ids"
     if not are_turns(pair.get("turns")):
         return "the field 'turns': expected an [instruction, answer] for each"
+    if not isinstance(pair.get("system") or "", str): return "the field 'system': expected a text"
 
 def are_turns(turns):
     "Whether it is what was said before a prompt: [instruction, answer] for each turn, or None"
@@ -63,7 +64,8 @@ def encode_pair_prompts(tok, pairs, block_size)->tuple:
     turns = [pair.get("turns") or [] for pair in pairs]
     if chat_of(tok).turn is not None: lost = [False] * len(pairs)
     else: lost, turns = [bool(before) for before in turns], None
-    prompts = encode_many(tok, [pair["prompt"] for pair in pairs], turns)
+    systems = [pair.get("system") or "" for pair in pairs]
+    prompts = encode_many(tok, [pair["prompt"] for pair in pairs], turns, systems)
     def fault(ids): return None if len(ids) < block_size else _no_room(len(ids), block_size)
     return prompts, [NO_TURNS if no_place else fault(ids) for no_place, ids in zip(lost, prompts)]
 

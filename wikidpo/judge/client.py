@@ -18,13 +18,13 @@ from functools import partial
 from urllib.parse import quote
 from weakref import WeakSet
 
-import httpx2, openai
+import openai
 from pydantic import BaseModel, Field, ValidationError
 
 from ..core.files import quoted, UserError
 from ..core.stats import tally
 from .config import shown_url, TeacherLost, TeacherOdd
-from .offline import InProcess, offline_app
+from .offline import httpx, InProcess, offline_app
 from .prompts import (fenced, JUDGE_TMPL, PAIR_TMPL, parse_score, parse_verdict,
                                    SCORE_LABELS, VERDICT_LABELS)
 from ..run.secrets import redact
@@ -67,7 +67,7 @@ def _not_there(e, client, url):
         return TeacherLost(f"the teacher at {url} did not answer in time. {_START}", "no answer in time")
     cause = e.__cause__ or e
     why = quoted(without_secrets(f"{cause}" or type(cause).__name__, client), 200)
-    if isinstance(cause, httpx2.ConnectError): return TeacherLost(f"no teacher at {url} ({why}). {_START}", why)
+    if isinstance(cause, httpx.ConnectError): return TeacherLost(f"no teacher at {url} ({why}). {_START}", why)
     return TeacherOdd(f"the teacher at {url} broke off ({why}). Restart it, or ask it less at a time "
                       f"(teacher.concurrency). {_START}", why)
 
@@ -122,7 +122,7 @@ class _Http(openai.DefaultHttpxClient):
     def _after(self, response):
         response.encoding = "utf-8" # whatever it says of itself
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise httpx2.DecodingError("a compressed reply, which was not asked for")
+            raise httpx.DecodingError("a compressed reply, which was not asked for")
 
     def _trace(self, event, info):
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
@@ -132,10 +132,10 @@ class _Http(openai.DefaultHttpxClient):
 
     def _read(self, read, max_bytes, timeout=None):
         left = self.call.end - time.monotonic()
-        if left <= 0: raise httpx2.ReadTimeout("the reply did not end in time")
+        if left <= 0: raise httpx.ReadTimeout("the reply did not end in time")
         data = read(max_bytes, left if timeout is None else min(left, timeout))
         self.call.size += len(data)
-        if self.call.size > MAX_BYTES: raise httpx2.ReadError(f"a reply of more than {MAX_BYTES:,} bytes")
+        if self.call.size > MAX_BYTES: raise httpx.ReadError(f"a reply of more than {MAX_BYTES:,} bytes")
         return data
 
     def close(self):
@@ -153,9 +153,9 @@ def _checked_key(api_key):
 def _checked_url(url):
     "A base URL in its parts"
     try:
-        base = httpx2.URL("http://offline/v1" if url == "offline" else url)
+        base = httpx.URL("http://offline/v1" if url == "offline" else url)
         base.raw_host.decode().encode("idna") # a name that a network can be asked for
-    except (httpx2.InvalidURL, UnicodeError): base = httpx2.URL()
+    except (httpx.InvalidURL, UnicodeError): base = httpx.URL()
     if base.scheme in ("http", "https") and base.host and (base.port or 1) < 2**16: return base
     raise UserError(f"teacher.url is '{quoted(shown_url(url), 200)}': "
                     "it must be 'offline' or a base URL such as http://127.0.0.1:8000/v1")
@@ -170,7 +170,7 @@ def make_client(url:str="offline", # "offline", or the base URL of an OpenAI-com
     "A client for the teacher; raises `UserError` for a URL that is none"
     key, base = _checked_key(api_key), _checked_url(url)
     offline = InProcess(offline_app(**habits)) # knows the names of the habits, whoever is asked
-    if url == "offline": http = httpx2.Client(transport=offline)
+    if url == "offline": http = httpx.Client(transport=offline)
     else: http = _Http(None if base.userinfo else f"Bearer {key}", base.host not in ("localhost", "127.0.0.1"))
     return openai.OpenAI(
         base_url=base.copy_with(query=None, fragment=None), default_query=dict(base.params), api_key=key,

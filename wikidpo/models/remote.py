@@ -10,7 +10,7 @@ __all__ = ['MAX_DISTANCE', 'ALONE', 'AMONG', 'FIRST', 'prompt_logprobs', 'policy
 import contextlib, itertools, os, sys, threading
 from collections import Counter
 
-import httpx2, openai, torch
+import openai, torch
 from pydantic import BaseModel, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
@@ -23,6 +23,7 @@ from ..core.files import quoted, UserError
 from ..core.sample import Response
 from ..judge.client import make_client, read_reply, server_words, without_secrets
 from ..judge.config import shown_url, TeacherOdd
+from ..judge.offline import httpx
 from ..judge.pool import JudgePool
 from ..core.logps import full_logits
 
@@ -182,7 +183,7 @@ class Servers:
             status, cause = getattr(e, "status_code", None), e.__cause__ or e
             words = server_words(e, client) if status else quoted(without_secrets(str(cause), client), 200)
             self._check_status(status, f"{shown_url(url)} ({words})", url)
-            self._count(url, words, isinstance(cause, httpx2.ConnectError))
+            self._count(url, words, isinstance(cause, httpx.ConnectError))
         except TeacherOdd as e: self._count(url, e.reason if url in self.names else _NOT_VLLM.format(e.reason), False)
         else: self.failures[url] = 0
 

@@ -73,6 +73,13 @@ def _numbers(values:dict)->dict:
     "The fields of an object that are numbers; the others are not for a card"
     return {k: v for k, v in values.items() if type(v) in (int, float)}
 
+# %% ../../nbs/run/publish.ipynb #p0bconf2
+def _confirmed(summary)->str:
+    "What the card says of a mining with `--confirm`; '' of any other"
+    if not (found := summary.get("confirmed")): return ""
+    return (f"; the judge compared the two answers of each pair in both orders, "
+            f"and preferred the chosen one both times in {found['kept']:,} of {found['compared']:,}, which stayed")
+
 # %% ../../nbs/run/publish.ipynb #p0b10016
 def _fill_card(config, summary, pairs, license:str|None, out)->str:
     "The card's text, from a run's own files"
@@ -86,6 +93,7 @@ def _fill_card(config, summary, pairs, license:str|None, out)->str:
         prompts_name=_name(Path(config["prompts"]).name), policy_name=_name(checkpoint.name),
         policy_sha=f", SHA-256 when published `{sha}`" if sha else "",
         temps=", ".join(f"{t:g}" for t in config["temps"]),
+        confirmed=_confirmed(summary),
         judge_name=_name(judge["model"]), expected=", expected score" if judge["expected"] else "",
         prompt_template=_block(render_prompt("{prompt}", load_tokenizer(policy["tokenizer"]).chat)),
         judge_prompt=JUDGE_TMPL)

@@ -70,6 +70,7 @@ class Pair(Row):
     chosen: str
     rejected: str
     turns: list[Turn]|None = None # what was said before the prompt
+    system: str|None = None # how to answer, said before all of it
     score_chosen: Score|None = None
     score_rejected: Score|None = None
     temp_chosen: Temperature|None = None

@@ -8,13 +8,13 @@ __all__ = ['RETIRED', 'pull', 'has_retired', 'beta_figure', 'BetaSlider']
 # %% ../../nbs/show/beta.ipynb #be7a0002
 import torch
 from matplotlib.figure import Figure
-from traitlets import Bytes, Enum, Float, validate
+from traitlets import Enum, Float, Unicode, validate
 
 from ..core.config import MARGIN_LOSSES
 from ..core.files import UserError
 from ..core.loss import gradient_weight, preference_loss
 from .curves import BLUE, INK, RED, style_axes
-from .widgets import LabWidget, module
+from .widgets import as_text, LabWidget, module
 
 # %% ../../nbs/show/beta.ipynb #02706d10
 RETIRED = .05 # a pair with less than this share of the pull with which it began has retired
@@ -65,7 +65,7 @@ def beta_figure(z, # (pairs,) margins in nats
 class BetaSlider(LabWidget):
     "The loss, its slope and the pull over the margins of real pairs; the loss's settings can be read and set"
     _esm = module("beta")
-    margins = Bytes().tag(sync=True)
+    margins = Unicode().tag(sync=True)
     beta = Float(.1).tag(sync=True)
     loss_type = Enum(MARGIN_LOSSES, "dpo").tag(sync=True)
     label_smoothing = Float(0.).tag(sync=True)
@@ -75,7 +75,7 @@ class BetaSlider(LabWidget):
         self.z = torch.as_tensor(z, dtype=torch.float32).flatten()
         if not len(self.z) or not self.z.isfinite().all():
             raise UserError("the beta slider needs at least one margin, and finite numbers only")
-        super().__init__(margins=self.z.numpy().tobytes(), **kwargs)
+        super().__init__(margins=as_text(self.z), **kwargs)
 
     @property
     def settings(self)->dict:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAIR_FIELDS', 'ORDERS', 'SIDES', 'PAIRS_A_PAGE', 'MINED_LIMITS', 'columns', 'select', 'differing', 'pair_view',
-           'describe_pairs', 'PairInspector']
+           'page_view', 'describe_pairs', 'PairInspector']
 
 # %% ../../nbs/show/inspector.ipynb #1a5b0002
 import difflib, math, re
@@ -99,8 +99,24 @@ def pair_view(pair)->dict:
     "One pair as the browser shows it"
     chosen, rejected = differing(pair["chosen"], pair["rejected"])
     facts = {side: _facts(pair, side) for side in SIDES}
-    prompt = with_turns(pair["prompt"], pair.get("turns"))
+    prompt = with_turns(pair["prompt"], pair.get("turns"), pair.get("system"))
     return {"prompt": prompt, "facts": facts, "chosen": chosen, "rejected": rejected}
+
+# %% ../../nbs/show/inspector.ipynb #pgv10002
+def _cut(text, chars)->str:
+    "The beginning of a text, and how much is left out"
+    if not chars or len(text) <= chars: return text
+    return f"{text[:chars]} … (cut here: {len(text) - chars:,} more characters)"
+
+def page_view(pair, chars:int|None=None)->dict: # of a text
+    "The same for a page without a kernel, with `asked`, the prompt to search in, where turns came before it"
+    short = {name: _cut(pair[name], chars) for name in ("prompt", *SIDES)}
+    view = pair_view(pair | short) | {"facts": {side: _facts(pair, side) for side in SIDES}}
+    return view if view["prompt"] == short["prompt"] else view | {"asked": short["prompt"]}
+
+def _or_none(values)->list:
+    "NaN, which JSON has not, as None"
+    return [None if math.isnan(x) else x for x in values]
 
 # %% ../../nbs/show/inspector.ipynb #1a5b0007
 def _score_counts(scores)->list:
@@ -244,6 +260,16 @@ class PairInspector(LabWidget):
         if not len(self.selection): raise UserError("no pair passes these filters: nothing was written")
         write_jsonl(self.out, [self.pairs[i] for i in sorted(self.selection)])
         self.saved = f"{len(self.selection):,} pairs written to {self.out.name}"
+
+    def prepared(self, chars:int|None=None # of a text, with the pairs themselves left out; None: all
+                 )->dict:
+        "What the page filters, sorts and shows: columns, orders, and the pairs with their differences marked"
+        columns = {name: _or_none(values) for name, values in self.cols.items()}
+        orders = {name: select(self.cols, self.texts, order=name).tolist() for name in ORDERS}
+        rows = None if chars else [pair | {"chosen": None, "rejected": None} for pair in self.pairs] # as in `pairs`
+        return {"state": {"pair": {}}, # the page begins by showing it
+                "columns": columns, "orders": orders, "pairs": [page_view(pair, chars) for pair in self.pairs],
+                "rows": rows, "file": self.out.name if self.out else "pairs.inspected.jsonl"}
 
     def static_figure(self)->Figure:
         fig, summary = Figure(figsize=(10, 3.2), layout="constrained"), self.summary()

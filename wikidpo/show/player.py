@@ -10,13 +10,13 @@ import math
 
 import torch
 from matplotlib.figure import Figure
-from traitlets import Bytes, Dict, Int, validate
+from traitlets import Dict, Int, Unicode, validate
 
 from ..core.config import MARGIN_LOSSES
 from ..core.files import quoted, UserError
 from ..core.loss import preference_loss
 from .curves import BLUE, INK, PANELS, RED, style_axes
-from .widgets import LabWidget, module
+from .widgets import as_text, LabWidget, module
 
 # %% ../../nbs/show/player.ipynb #91a70004
 def _finite(values)->list:
@@ -51,7 +51,7 @@ def _draw_pairs(ax, z, grid, settings, title):
 class RunPlayer(LabWidget):
     "The curves of a run with a cursor, and pairs sliding along the loss; `step` can be read and set"
     _esm = module("player")
-    run, margins, step = Dict().tag(sync=True), Bytes().tag(sync=True), Int().tag(sync=True)
+    run, margins, step = Dict().tag(sync=True), Unicode().tag(sync=True), Int().tag(sync=True)
 
     def __init__(self, run, # Run, from `load_run`
                  **kwargs): # step
@@ -64,7 +64,7 @@ class RunPlayer(LabWidget):
         self.steps, self.margin_steps = run.metrics["step"], [row["step"] for row in logged]
         self.z = torch.tensor([row["z"] for row in logged]) # (logged steps, pairs) nats
         shown = {"steps": self.steps, "panels": player_panels(run.metrics), "margin_steps": self.margin_steps}
-        super().__init__(**{"step": self.steps[0]} | kwargs, margins=self.z.float().numpy().tobytes(),
+        super().__init__(**{"step": self.steps[0]} | kwargs, margins=as_text(self.z),
                          run=shown | self.loss)
 
     @validate("step")

@@ -60,6 +60,7 @@ def outcome(key:str, # of the prediction
     write_atomic(predictions_file(), json.dumps(kept, indent=1))
 
 # %% ../../nbs/show/predict.ipynb #pbd4a5c6
+# style: one widget, a few lines a method
 class Prediction(LabWidget):
     "A question with buttons; the answer that was chosen last is stored"
     _esm = module("predict")
@@ -81,6 +82,10 @@ class Prediction(LabWidget):
     @guarded
     def _store(self, change):
         if change.new: record(self.key, change.new, self.question)
+
+    def prepared(self)->dict:
+        "Where the answer is kept in a page without a kernel"
+        return {"key": f"wikidpo-prediction-{self.key}"}
 
     def stand_in(self)->dict:
         "The question as text"

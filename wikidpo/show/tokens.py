@@ -75,9 +75,18 @@ class TokenView(LabWidget):
         if not 0 <= self.position < self.total: raise UserError(f"pair {self.position + 1}: there are {self.total}")
         if self.checkpoint not in self.models:
             raise UserError(f"checkpoint '{self.checkpoint}': there are {', '.join(self.models)}")
-        key = self.checkpoint, self.position
+        self.data = self._look_up(self.checkpoint, self.position)
+
+    def _look_up(self, *key)->dict: # checkpoint, position
         if key not in self.known: self.known[key] = self._compute(*key)
-        self.data = self.known[key]
+        return self.known[key]
+
+    def prepared(self, most:int=24 # pairs
+                 )->dict:
+        "The table for a page without a kernel: the first pairs, under each checkpoint"
+        n = min(self.total, max(most, self.position + 1))
+        def row(name): return [self._look_up(name, i) for i in range(n)]
+        return {"known": {name: row(name) for name in self.models}}
 
     def _compute(self, name, i)->dict:
         out = {"prompt": self.dataset.pairs[i]["prompt"]}

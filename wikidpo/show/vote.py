@@ -92,7 +92,7 @@ class BlindVote(LabWidget):
                             "so that there are verdicts with two different answers")
         self.path, self.names, self.seed = Path(path), names, seed
         self.votes = _read_votes(self.path, self.rows)
-        self.order = iter(sorted(self.rows, key=lambda i: _stable_random(seed, "order", i)))
+        self.order = sorted(self.rows, key=lambda i: _stable_random(seed, "order", i))
         super().__init__()
         self.on_msg(lambda _, message, __: self.vote(message.get("vote"), message.get("number")))
         self._next()
@@ -100,14 +100,17 @@ class BlindVote(LabWidget):
     def _next(self):
         "Ask the next question, and tell how the votes so far agree"
         self.current = next((i for i in self.order if i not in self.votes), None)
-        self.sides = ("b", "a") if _stable_random(self.seed, "side", self.current) % 2 else ("a", "b")
-        self.question = {} if self.current is None else self._question(self.rows[self.current])
+        self.sides = self._sides(self.current)
+        self.question = {} if self.current is None else {"number": len(self.votes)} | self._question(self.current)
         self.result = self._result()
 
-    def _question(self, row)->dict:
+    def _sides(self, i)->tuple: # prompt_id; whose answer stands first, whose second
+        return ("b", "a") if _stable_random(self.seed, "side", i) % 2 else ("a", "b")
+
+    def _question(self, i)->dict:
         "What the browser is told: no names, no verdict"
-        first, second = self.sides
-        return {"number": len(self.votes), "prompt": row["prompt"], "first": row[first], "second": row[second]}
+        row, (first, second) = self.rows[i], self._sides(i)
+        return {"prompt": row["prompt"], "first": row[first], "second": row[second]}
 
     @guarded
     def vote(self, choice:str, # first, second or tie
@@ -146,6 +149,13 @@ class BlindVote(LabWidget):
         value, low, high = (x if math.isfinite(x) else None for x in kappa(table))
         return out | {"kappa": value, "low": low, "high": high, "agree": float(np.trace(table)/n),
                       "differences": self._differences()[:10]}
+
+    def prepared(self)->dict:
+        "For a page without a kernel, which cannot be blind to one who reads its source: questions, verdicts, votes"
+        def whole(i): return {"id": i, "shown_first": self._sides(i)[0], "verdict": self.rows[i]["result"]}
+        questions = [whole(i) | self._question(i) for i in self.order]
+        key = f"wikidpo-votes-{_stable_random(questions):x}"
+        return {"key": key, "questions": questions, "cast": list(map(list, self.votes.items()))}
 
     def static_figure(self)->Figure:
         fig, table, n = Figure(figsize=(9, 3.2), layout="constrained"), self.table(), len(self.votes)

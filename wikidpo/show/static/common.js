@@ -57,7 +57,8 @@ const send = (model, values) => { for (const [name, value] of Object.entries(val
 const fixed = (x, digits = 2) => Number.isFinite(x) ? (Math.abs(x) < .5 * 10 ** -digits ? 0 : x).toFixed(digits).replace("-", "−") : "–";
 const minus = x => String(x).replace("-", "−");
 const count = n => n.toLocaleString("en");
-const floats = view => new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
+// Float32 as base64: not every front end passes bytes on, and a page without a kernel has text only.
+const floats = text => new Float32Array(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer);
 
 // --- charts
 
@@ -76,9 +77,10 @@ const path = (xs, ys) => { // breaks where a value is missing
   }
   return d;
 };
-let serial = 0;
+let serial = Math.floor(1e9 * Math.random()); // the modules of one page may load in the same millisecond
 
-// A plot area in an SVG: its scales, a clipped group to draw in, its axes and its title.
+// A plot area in an SVG: its scales, a clipped group to draw in, its axes and its title. What stands under and beside the
+// area keeps its distance in em, for text is larger where the SVG is drawn small (style.css).
 const plot = (box, xr, yr, { title = "", xlabel = "" } = {}) => {
   const [left, top, width, height] = box, id = `wikidpo-clip-${Date.now()}-${serial++}`;
   const x = scale(...xr, left, left + width), axis = s("g", { class: "axis" }), inner = s("g", { "clip-path": `url(#${id})` });
@@ -87,10 +89,10 @@ const plot = (box, xr, yr, { title = "", xlabel = "" } = {}) => {
     area.y = scale(lo, hi, top + height, top);
     axis.replaceChildren(
       s("text", { x: left, y: top - 6, class: "title" }, title),
-      s("text", { x: left + width, y: top + height + 28, "text-anchor": "end" }, xlabel),
+      s("text", { x: left + width, y: top + height, dy: "2.55em", "text-anchor": "end" }, xlabel),
       s("path", { d: `M${left} ${top}v${height}h${width}` }),
-      ...ticks(lo, hi, Math.max(2, Math.round(height / 40))).map(t => s("text", { x: left - 5, y: area.y(t) + 4, "text-anchor": "end" }, minus(+t.toPrecision(4)))),
-      ...(xlabel ? ticks(...xr, Math.round(width / 80)).map(t => s("text", { x: x(t), y: top + height + 14, "text-anchor": "middle" }, minus(+t.toPrecision(4)))) : []));
+      ...ticks(lo, hi, Math.max(2, Math.round(height / 40))).map(t => s("text", { x: left - 5, y: area.y(t), dy: ".36em", "text-anchor": "end" }, minus(+t.toPrecision(4)))),
+      ...(xlabel ? ticks(...xr, Math.round(width / 80)).map(t => s("text", { x: x(t), y: top + height, dy: "1.27em", "text-anchor": "middle" }, minus(+t.toPrecision(4)))) : []));
   };
   area.setY(...yr);
   return area;

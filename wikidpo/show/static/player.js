@@ -1,6 +1,6 @@
 // Scrub through a finished run: its curves with a cursor, and some of its pairs as points that slide along the loss.
 
-const COLUMNS = 3, [W, H] = [236, 128]; // panels in a row, their pitch in viewBox units
+const [W, H] = [236, 122]; // of a panel, in viewBox units
 
 function render({ model, el }) {
   const root = mount(model, el, "Run player"), run = model.get("run");
@@ -14,16 +14,15 @@ function render({ model, el }) {
   const [stepOut, retiredOut] = ["step", "retired"].map(name => h("b", { "data-readout": name }));
   let timer = null;
 
-  const rows = Math.ceil(panels.length / COLUMNS);
-  const curves = s("svg", { viewBox: `0 0 720 ${rows * H + 14}`, role: "img", "aria-label": "curves of the run" });
+  const curves = h("div", { class: "panels", role: "img", "aria-label": "curves of the run" });
   const numeral = x => x !== 0 && Math.abs(x) < .001 ? x.toExponential(1) : fixed(x ?? NaN, 3);
   const valueAt = (values, i) => numeral(values.slice(0, i + 1).findLast(v => v !== null)); // the last one measured
-  const cursors = panels.map(({ title, lines, rule }, k) => {
+  const cursors = panels.map(({ title, lines, rule }) => {
     const values = [...lines.flatMap(l => l.values), ...rule === null ? [] : [rule]].filter(Number.isFinite);
-    const x0 = (k % COLUMNS) * W + 44, y0 = Math.floor(k / COLUMNS) * H + 22;
-    const area = plot([x0, y0, W - 56, H - 52], [steps[0], steps.at(-1)], padded(values), { title });
+    const [x0, y0, width, height] = [44, 22, W - 56, H - 46];
+    const area = plot([x0, y0, width, height], [steps[0], steps.at(-1)], padded(values), { title });
     if (rule !== null) {
-      area.inner.append(s("path", { class: "rule", d: `M${x0} ${area.y(rule)}h${W - 56}`, "stroke-dasharray": "2 3" }));
+      area.inner.append(s("path", { class: "rule", d: `M${x0} ${area.y(rule)}h${width}`, "stroke-dasharray": "2 3" }));
     }
     lines.forEach(({ values }, i) => {
       // held-out pairs are measured now and then
@@ -31,11 +30,11 @@ function render({ model, el }) {
       const d = path(known.map(k => area.x(steps[k])), known.map(k => area.y(values[k])));
       area.inner.append(s("path", { class: `line ${i ? "red dashed" : "blue"}`, d }));
     });
-    const cursor = s("path", { class: "cursor" }), now = s("text", { x: x0, y: y0 + H - 38, class: "note" });
+    const cursor = s("path", { class: "cursor" }), now = s("text", { x: 8, y: y0 + height, dy: "1.27em", class: "note" });
     area.inner.append(cursor);
-    curves.append(area.node, now);
+    curves.append(s("svg", { viewBox: `0 0 ${W} ${H}` }, area.node, now));
     return i => {
-      cursor.setAttribute("d", `M${area.x(steps[i])} ${y0}v${H - 52}`);
+      cursor.setAttribute("d", `M${area.x(steps[i])} ${y0}v${height}`);
       now.textContent = lines.map(l => `${l.label} ${valueAt(l.values, i)}`).join(", ");
     };
   });

@@ -37,7 +37,7 @@ function render({ model, el }) {
     }
     margin.textContent = fixed(runs.chosen.at(-1) - runs.rejected.at(-1), 3);
     const all = [...runs.chosen, ...runs.rejected], n = Math.max(runs.chosen.length, runs.rejected.length) - 1;
-    const area = plot([48, 22, 650, 110], [0, n], padded(all), { title: "running sum of the reward: chosen solid, rejected dashed", xlabel: "tokens" });
+    const area = plot([48, 22, 650, 110], [0, n], padded(all), { title: "reward so far: chosen solid, rejected dashed", xlabel: "tokens" });
     area.inner.append(s("path", { class: "rule", d: `M48 ${area.y(0)}h650` }));
     for (const [side, style] of [["chosen", "blue"], ["rejected", "red dashed"]]) area.inner.append(s("path", { class: `line ${style}`, d: path(runs[side].map((_, i) => area.x(i)), runs[side].map(area.y)) }));
     chart.replaceChildren(s("svg", { viewBox: "0 0 720 166", role: "img", "aria-label": `running sums end at ${sums.chosen.textContent} (chosen) and ${sums.rejected.textContent} (rejected)` }, area.node));
