@@ -2,7 +2,7 @@
 import json
 from time import perf_counter
 
-from wikidpo.core.chat import load_tokenizer
+from wikidpo.core.chat import end_id as end_id, load_tokenizer
 from wikidpo.core.config import UNIT, TrainConfig
 from wikidpo.core.data import PairDataset, collate as collate
 from wikidpo.core.files import read_jsonl

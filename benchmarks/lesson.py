@@ -28,7 +28,7 @@ def next_tokens(model, ids, lengths, temps, task):
 
 def respond(model, tok, prompts, task):
     "Answer one batch of prompts, each at every temperature, to the end; returns the number of tokens"
-    repeated, end = [p for p in prompts for _ in task["temps"]], tok.token_to_id("<|end|>")
+    repeated, end = [p for p in prompts for _ in task["temps"]], inside.end_id(tok)
     start, rows = torch.tensor([len(p) for p in repeated]), torch.arange(len(repeated))
     temps = torch.tensor(task["temps"] * len(prompts))[:, None]
     ids = torch.zeros(len(rows), int(start.max()) + task["max_new"], dtype=torch.long)
