@@ -17,7 +17,7 @@ SHAPES = {
     "miniwiki": GPTConfig(vocab_size=2048, block_size=256, n_layer=4, n_head=4, n_embd=192, ffn_dim=512),
     "tiny": GPTConfig(vocab_size=2112, block_size=1024, n_layer=2, n_head=2, n_kv_head=None, n_embd=64, ffn_dim=128),
 }
-GROUNDED = dict(prompt=103, answer=27, chosen=15, rejected=23) # SmolLM2's tasks: tokens on average
+GROUNDED = dict(prompt=103, answer=30, chosen=15, rejected=23) # SmolLM2's tasks: tokens on average
 QUICK_COMMANDS = ("help", "train-help", "refused", "import")
 COMMANDS = (*QUICK_COMMANDS, "import-loss") # the last is torch's own import
 LOADS = { # job of load.py -> at most so many seconds with 100,000 prompts
