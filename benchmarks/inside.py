@@ -2,11 +2,10 @@
 import json
 from time import perf_counter
 
-from wikidpo.core.chat import load_tokenizer
-from wikidpo.core.config import TrainConfig
+from wikidpo.core.chat import end_id as end_id, load_tokenizer
+from wikidpo.core.config import UNIT, TrainConfig
 from wikidpo.core.data import PairDataset, collate as collate
 from wikidpo.core.files import read_jsonl
-from wikidpo.core.sample import sample_k
 from wikidpo.core.train import freeze as freeze, train_dpo
 from wikidpo.engine import packed, ragged, scoring
 from wikidpo.engine.accelerate import accelerate, ready_to_sample
@@ -50,10 +49,11 @@ def pairs(folder, name, policy): return PairDataset(folder/f"{name}.jsonl", toke
 def fast_sampler(folder, task): return ready_to_sample(policy(folder, task), precision(task))
 
 
-def sample(model, tok, asked, task, max_new):
-    "Responses to all prompts, one after the other"
-    groups = sample_k(model, tok, asked, tuple(task["temps"]), max_new, TOP_K, grow=ragged.generate_ragged)
-    return [response for group in groups for response in group]
+def sample(model, tok, asked, task, max_new, batch):
+    "Responses to all prompts, one after the other, as a mining takes them: unit by unit, `batch` prompts at once"
+    options = dict(temps=tuple(task["temps"]), max_new=max_new, top_k=TOP_K, batch=batch)
+    units = [ragged.sample_unit(model, tok, asked, unit, 0, **options) for unit in range(-(-len(asked) // UNIT))]
+    return [response for groups in units for group in groups for response in group]
 
 
 def train(policy, ref, data, task, cache=None):

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 import inside
 from inside import TOP_K
+from worker import chosen, with_best_batch
 
 
 def autocast(task): return torch.autocast(task["device"], torch.bfloat16, enabled=task["dtype"] == "bfloat16")
@@ -27,7 +28,7 @@ def next_tokens(model, ids, lengths, temps, task):
 
 def respond(model, tok, prompts, task):
     "Answer one batch of prompts, each at every temperature, to the end; returns the number of tokens"
-    repeated, end = [p for p in prompts for _ in task["temps"]], tok.token_to_id("<|end|>")
+    repeated, end = [p for p in prompts for _ in task["temps"]], inside.end_id(tok)
     start, rows = torch.tensor([len(p) for p in repeated]), torch.arange(len(repeated))
     temps = torch.tensor(task["temps"] * len(prompts))[:, None]
     ids = torch.zeros(len(rows), int(start.max()) + task["max_new"], dtype=torch.long)
@@ -63,10 +64,12 @@ def sample(task):
     folder = Path(task["folder"])
     tok, model = inside.tokenizer(folder), inside.policy(folder, task)
     prompts, n = inside.prompts(folder, task, "ids"), task["batch"]
+    if few := task.get("few"): prompts, n = prompts[:few], few
 
     def run():
         if task["extrapolate"]: return extrapolate(model, prompts, task)
-        return sum(respond(model, tok, prompts[i:i + n], task) for i in range(0, len(prompts), n))
+        tokens = sum(respond(model, tok, prompts[i:i + n], task) for i in range(0, len(prompts), n))
+        return tokens, {"estimated": f"from {few} of the prompts"} if few else {}
     return run
 
 
@@ -85,8 +88,8 @@ def loss(policy, ref, batch, task):
     with autocast(task):
         policy_logps = logps(policy, ids, mask)
         with torch.no_grad(): ref_logps = logps(ref, ids, mask)
-    chosen, rejected = (policy_logps - ref_logps).chunk(2)
-    return -F.logsigmoid(.1 * (chosen - rejected)).mean()
+    better, worse = (policy_logps - ref_logps).chunk(2)
+    return -F.logsigmoid(.1 * (better - worse)).mean()
 
 
 def train(task):
@@ -97,7 +100,7 @@ def train(task):
     ref = inside.freeze(policy)
     opt = torch.optim.AdamW(policy.parameters(), lr=1e-6, betas=(.9, .95), weight_decay=0.)
 
-    def run(data=data):
+    def run(data=data, task=task):
         batches = DataLoader(data, task["batch"], shuffle=True, collate_fn=inside.collate)
         for i, batch in enumerate(batches, 1):
             (loss(policy, ref, batch, task) / task["accum"]).backward()
@@ -107,5 +110,6 @@ def train(task):
                 opt.zero_grad(set_to_none=True)
         return len(data)
     run(warm)
+    task = with_best_batch(task, lambda tried: run(warm, tried))
     opt.zero_grad()
-    return run
+    return lambda: (run(data, task), chosen(task))

@@ -21,7 +21,8 @@ nobody.
 GPU = ("What was measured on a GPU: [h100](h100/README.md), by `bench.py` with the rows' names and "
        "`--out benchmarks/h100`.")
 COLUMNS = "lowest to highest | this project is faster by | of the matrix rate | to get ready"
-FACTS = ("reference_s", "growth", "peak_gb", "estimated") # shown beside the contestant's name
+FACTS = ("rows_at_once", "pairs_a_forward", "tokens_an_answer", "mine_s", "train_s", "judge_s", "reference_s", "growth",
+         "peak_gb", "estimated") # shown beside the contestant's name
 
 
 def spaced(key): return key.replace("_", " ")

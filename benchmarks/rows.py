@@ -13,9 +13,11 @@ SHAPES = {
     "110M": GPTConfig(ffn_dim=2048),
     "124M": GPTConfig(),
     "smollm2": GPTConfig(vocab_size=49152, block_size=2048, n_layer=30, n_head=9, n_kv_head=3, n_embd=576, ffn_dim=1536,
-                         rope_theta=1e5), # SmolLM2-135M's; rates do not depend on the weights
+                         rope_theta=1e5), # SmolLM2-135M's
+    "miniwiki": GPTConfig(vocab_size=2048, block_size=256, n_layer=4, n_head=4, n_embd=192, ffn_dim=512),
     "tiny": GPTConfig(vocab_size=2112, block_size=1024, n_layer=2, n_head=2, n_kv_head=None, n_embd=64, ffn_dim=128),
 }
+GROUNDED = dict(prompt=103, answer=30, chosen=15, rejected=23) # SmolLM2's tasks: tokens on average
 QUICK_COMMANDS = ("help", "train-help", "refused", "import")
 COMMANDS = (*QUICK_COMMANDS, "import-loss") # the last is torch's own import
 LOADS = { # job of load.py -> at most so many seconds with 100,000 prompts
@@ -55,13 +57,23 @@ class Sizes:
     batch: int = 4 # pairs in a forward
     accum: int = 8 # forwards in a step
     lesson: tuple[str, ...] = () # arguments of the whole lesson
+    real_lesson: tuple[str, ...] = ("--profile", "smollm2")
     crowd: int = 100_000 # prompts of a large run
+    real_prompts: int = 512
+    part: int = 128 # prompts for trying, and for whom all would take too long
+    few: int = 1 # prompts, for whom these would take too long
+    batches: tuple[int, ...] = (32, 64, 128) # prompts at once to try
+    forwards: tuple[int, ...] = (4, 8, 16) # pairs a forward to try
+    epoch: int = 512 # pairs of the real model
+    mini_pairs: int = 1440 # of MiniWiki
 
 
+SMALL_LESSON = ("--mine.n-prompts", "64", "--judge.n", "16")
 FULL = Sizes()
-QUICK = Sizes(model="tiny", gpu_model="tiny", real_model="tiny", words="a tiny model", matrix=64, prompts=2, new=8,
-              mini_prompts=2, mini_new=8, pairs=4, long=96, batch=2, accum=2,
-              lesson=("--mine.n-prompts", "64", "--judge.n", "16"), crowd=600)
+QUICK = Sizes(model="tiny", gpu_model="tiny", real_model="miniwiki", words="a tiny model", matrix=64, prompts=2, new=8,
+              mini_prompts=2, mini_new=8, pairs=4, long=96, batch=2, accum=2, lesson=SMALL_LESSON,
+              real_lesson=SMALL_LESSON, crowd=600, real_prompts=4, part=2, few=1, batches=(1, 2), forwards=(2, 4),
+              epoch=8, mini_pairs=32)
 
 
 def weights(cfg):
@@ -127,7 +139,7 @@ def sampling(size):
         "sample-miniwiki": Row(
             what=f"{4 * size.mini_prompts} responses of up to {size.mini_new} tokens, MiniWiki's 2 M parameters, fp32",
             script="sample.py", task=on("cpu") | drawing(size, "miniwiki") | mini, who=("ours", "lesson"),
-            targets=(TimesAsFast(25, "lesson"),), rounds=5),
+            targets=(TimesAsFast(30, "lesson"),), rounds=5),
     }
 
 
@@ -146,24 +158,58 @@ def training(size):
         "train-profile": Row(
             what=f"{few} of these pairs under torch's profiler", script="train.py", task=task | dict(pairs=few),
             who=("profile",), unit="pairs/s", rounds=1),
+        "epoch-miniwiki": Row(
+            what=f"an epoch of DPO over {size.mini_pairs:,} of MiniWiki's pairs, 16 a step, fp32; the reference cached "
+                 "by this project, its time beside",
+            script="train.py", who=("ours", "lesson"), unit="pairs/s",
+            task=on("cpu") | learning(size, "miniwiki") | dict(
+                pairs=size.mini_pairs, batch=16, accum=1, dtype="float32")),
     }
 
 
-def real(size):
-    "The work of the profile smollm2: short answers, short pairs"
-    cfg, n = SHAPES[size.real_model], size.pairs // 2
-    new, long = min(48, size.new), min(160, size.long)
-    token = flop(cfg, 1, context=PROMPT + new / 2)
-    pair = 2 * flop(cfg, long, 3)
+def mining(size):
+    "The answers of a mining by the real model, to real prompts, each as long as it is"
+    cfg, n = SHAPES[size.real_model], size.real_prompts
+    prompt, answer = GROUNDED["prompt"], GROUNDED["answer"]
+    reading = flop(cfg, prompt, context=prompt / 2) / (4 * answer) # of the prompt, for each token of its answers
+    token = flop(cfg, 1, context=prompt + answer / 2)
+    rows = 4 * size.batches[-1]
+    task = on("cpu") | drawing(size, size.real_model) | dict(
+        prompts=n, max_new=size.mini_new, part=size.part, few=size.few, batches=size.batches, extrapolate=False)
     return {
-        "sample-smollm2": Row(
-            what=f"{4 * size.prompts} responses of {new} tokens, SmolLM2-135M's shape, bf16", script="sample.py",
-            task=on("cpu") | drawing(size, size.real_model) | dict(max_new=new), who=("ours", "vllm", "huggingface"),
-            flop=token, least=token, bytes=sampling_bytes(cfg, 4 * size.prompts, 4, PROMPT, new)),
-        "train-smollm2": Row(
-            what=f"an optimizer step of DPO on {n} pairs of 2 × {long} tokens, SmolLM2-135M's shape, bf16",
-            script="train.py", task=on("cpu") | learning(size, size.real_model) | dict(pairs=n, long=long),
-            who=("ours", "trl"), unit="pairs/s", rounds=2, flop=pair, least=pair),
+        "mine-smollm2": Row(
+            what=f"SmolLM2-135M's answers to {n} tasks about texts, at each of 4 temperatures one of up to "
+                 f"{size.mini_new} tokens, bf16; each contestant at its own best number of rows",
+            script="sample.py", task=task, who=("ours", "vllm", "huggingface", "lesson"), rounds=2,
+            targets=(TimesAsFast(1.5, "vllm"), TimesAsFast(60, "lesson")),
+            flop=token + reading, least=token + reading, bytes=sampling_bytes(cfg, rows, 4, prompt, answer)),
+        "mine-smollm2-profile": Row(
+            what=f"{size.part} of these tasks, with a clock around the parts of a step", script="sample.py",
+            task=task | dict(prompts=size.part), who=("profile",), rounds=1),
+    }
+
+
+def real_training(size):
+    "DPO on pairs that the real model was mined for"
+    cfg = SHAPES[size.real_model]
+    prompt, answers = GROUNDED["prompt"], GROUNDED["chosen"] + GROUNDED["rejected"]
+    pair = flop(cfg, 2 * prompt + answers, 3, context=prompt / 2)
+    least = flop(cfg, prompt + answers, 3, context=prompt / 2)
+    task = on("cpu") | learning(size, size.real_model) | dict(batches=size.forwards, batch=size.forwards[0])
+    step = task | dict(pairs=size.pairs, accum=size.pairs // size.forwards[0])
+    common = dict(script="train.py", unit="pairs/s", flop=pair, least=least)
+    return {
+        "step-smollm2": Row(
+            what=f"an optimizer step of DPO on {size.pairs} pairs of SmolLM2-135M's own answers, bf16; the reference "
+                 "cached by those who can, its time beside; each contestant at its own best number of pairs a forward",
+            task=step, who=("ours", "trl", "lesson"), rounds=2,
+            targets=(TimesAsFast(3, "trl"), TimesAsFast(2.5, "lesson")), **common),
+        "step-smollm2-profile": Row(
+            what="the same step under torch's profiler", task=step, who=("profile",), rounds=1, script="train.py",
+            unit="pairs/s"),
+        "epoch-smollm2": Row(
+            what=f"an epoch over {size.epoch} such pairs, {size.pairs} a step", task=step | dict(pairs=size.epoch),
+            who=("ours", "trl"), rounds=1, targets=(TimesAsFast(3, "trl"),), **common),
     }
 
 
@@ -172,7 +218,11 @@ def commands(size):
     return {
         "lesson": Row(
             what="`make lesson` after installation", script="yardstick.py", who=("whole",), unit="s", rounds=1,
-            task=on("cpu") | dict(args=list(size.lesson)), targets=(Seconds(90),)),
+            task=on("cpu") | dict(args=list(size.lesson)), targets=(Seconds(60),)),
+        "lesson-smollm2": Row(
+            what="`wikidpo lesson --profile smollm2`, after `wikidpo import smollm2` and `wikidpo prompts grounded`",
+            script="yardstick.py", who=("whole",), unit="s", rounds=1,
+            task=on("cpu") | dict(args=list(size.real_lesson)), targets=(Seconds(900),)),
         "answering": Row(
             what="processor time of a command that only has to answer", script="yardstick.py", who=COMMANDS,
             unit="s", rounds=5, task=on("cpu"), targets=tuple(Seconds(1, name) for name in QUICK_COMMANDS)),
@@ -227,5 +277,5 @@ def gpu_training(size):
 def table(quick=False):
     "All rows; quick: the same kinds of work, of a size for a test"
     size = QUICK if quick else FULL
-    cpu = yardsticks(size) | sampling(size) | training(size) | real(size) | commands(size) | loads(size)
-    return cpu | gpu_sampling(size) | gpu_training(size)
+    cpu = yardsticks(size) | sampling(size) | training(size) | mining(size) | real_training(size)
+    return cpu | commands(size) | loads(size) | gpu_sampling(size) | gpu_training(size)

@@ -5,13 +5,13 @@ from collections import Counter
 from pathlib import Path
 from time import perf_counter
 
-from worker import serve
+from worker import fastest, serve
 
 TOP_K = 50
 
 
 def ours(task):
-    "This project: `sample_k` of a model that is ready to sample"
+    "This project: the units of a mining, by a model that is ready to sample"
     import torch
 
     import inside
@@ -19,13 +19,30 @@ def ours(task):
     tok, model = inside.tokenizer(folder), inside.fast_sampler(folder, task)
     asked = inside.prompts(folder, task, "texts")
 
+    def respond(prompts, batch):
+        responses = inside.sample(model, tok, prompts, task, task["max_new"], batch)
+        return sum(len(r.ids) + r.finished for r in responses), len(responses)
+
     def run():
         if cuda: torch.cuda.reset_peak_memory_stats()
-        responses = inside.sample(model, tok, asked, task, task["max_new"])
-        tokens = sum(len(r.ids) + r.finished for r in responses)
-        return tokens, {"peak_gb": torch.cuda.max_memory_reserved() / 1e9} if cuda else {}
-    inside.sample(model, tok, asked if cuda else asked[:1], task, 2)
+        tokens, answers = respond(asked, batch)
+        return tokens, facts(task, batch, tokens, answers) | (
+            {"peak_gb": torch.cuda.max_memory_reserved() / 1e9} if cuda else {})
+    inside.sample(model, tok, asked if cuda else asked[:1], task, 2, task["batch"])
+    batch = best_batch(task, lambda n: respond(asked[:task["part"]], n)[0])
     return run
+
+
+def best_batch(task, respond):
+    "Prompts at once: what the task says, or with what a part of the work goes fastest"
+    return fastest(task["batches"], respond) if "batches" in task else task["batch"]
+
+
+def facts(task, batch, tokens, answers, few=None):
+    "What is said beside the rate, where answers have lengths of their own; few: prompts that it is estimated from"
+    if "batches" not in task: return {}
+    found = {"rows_at_once": batch * len(task["temps"]), "tokens_an_answer": tokens / answers}
+    return found | ({"estimated": f"from {few} of the prompts"} if few else {})
 
 
 class Clock:
@@ -70,45 +87,68 @@ def lesson(task):
 
 
 def prompt_ids(folder, task):
-    "Token ids of the task's prompts, without the package"
-    return json.loads((folder/"prompts.json").read_text())["ids"][:task["prompts"]]
+    "(token ids of the task's prompts, the token that ends an answer), without the package"
+    read = json.loads((folder/"prompts.json").read_text())
+    return read["ids"][:task["prompts"]], read["end"]
 
 
 def huggingface(task):
-    "transformers' generate, all rows at once"
+    "transformers' generate: rows at once go on until the longest has ended; of a part of the prompts, if there is one"
     import torch
-    from transformers import AutoModelForCausalLM
-    folder = Path(task["folder"])
+    from transformers import AutoModelForCausalLM, LogitsProcessorList
+    folder, temps = Path(task["folder"]), torch.tensor(task["temps"])[:, None]
     model = AutoModelForCausalLM.from_pretrained(folder/"hf", dtype=getattr(torch, task["dtype"])).eval()
-    prompts = prompt_ids(folder, task)
-    ids = torch.tensor([p for p in prompts for _ in task["temps"]])
-    mask = torch.ones_like(ids)
+    prompts, end = prompt_ids(folder, task)
+    asked = prompts[:task.get("part")]
 
-    def generate(n):
-        out = model.generate(ids, attention_mask=mask, do_sample=True, top_k=TOP_K, max_new_tokens=n, min_new_tokens=n)
-        return out[:, ids.shape[1]:].numel()
-    generate(2)
-    return lambda: generate(task["max_new"])
+    def generate(some, n):
+        width, k = max(map(len, some)), len(temps)
+        ids = torch.tensor([[end] * (width - len(p)) + p for p in some for _ in range(k)])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in some for _ in range(k)])
+        own = LogitsProcessorList([lambda ids, scores: scores / temps.repeat(len(some), 1)])
+        out = model.generate(ids, attention_mask=mask, do_sample=True, top_k=TOP_K, max_new_tokens=n,
+                             logits_processor=own, eos_token_id=end, pad_token_id=end)[:, width:]
+        return int(((out == end).cumsum(1) - (out == end).int()).eq(0).sum()) # to the first end, and with it
+
+    def respond(batch):
+        return sum(generate(asked[i:i + batch], task["max_new"]) for i in range(0, len(asked), batch))
+
+    def run():
+        tokens, few = respond(batch), len(asked) if len(asked) < len(prompts) else None
+        return tokens, facts(task, batch, tokens, len(asked) * len(temps), few)
+    generate(asked[:2], 2)
+    batch = best_batch(task, lambda n: generate(asked[:n], task["max_new"]))
+    return run
 
 
 def vllm(task):
-    "vLLM, in this process"
+    "vLLM, in this process, its prefix cache empty at the start"
     cores = sorted(os.sched_getaffinity(0))[:task["threads"]] # all of them: left to itself, vLLM keeps one free
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "4",
                    "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
     from vllm import LLM, SamplingParams
     folder, temps = Path(task["folder"]), task["temps"]
-    prompts = prompt_ids(folder, task)
-    llm = LLM(str(folder/"hf"), dtype=task["dtype"], skip_tokenizer_init=True, seed=0,
-              max_model_len=len(prompts[0]) + task["max_new"], max_num_seqs=len(prompts) * len(temps))
+    prompts, end = prompt_ids(folder, task)
+    most = max(task.get("batches", [task["batch"]])) * len(temps)
+    llm = LLM(str(folder/"hf"), dtype=task["dtype"], skip_tokenizer_init=True, seed=0, enable_prefix_caching=True,
+              block_size=32, # a longer one finds less to share
+              max_model_len=max(map(len, prompts)) + task["max_new"], max_num_seqs=most)
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
 
-    def generate(n):
-        common = dict(top_k=TOP_K, max_tokens=n, ignore_eos=True, detokenize=False)
-        params = [SamplingParams(temperature=t, **common) for _ in prompts for t in temps]
-        asked = [{"prompt_token_ids": p} for p in prompts for _ in temps]
+    def respond(some, batch, n):
+        llm.reset_prefix_cache()
+        scheduler.max_num_active_reqs = batch * len(temps)
+        common = dict(top_k=TOP_K, max_tokens=n, stop_token_ids=[end], detokenize=False)
+        params = [SamplingParams(temperature=t, **common) for _ in some for t in temps]
+        asked = [{"prompt_token_ids": p} for p in some for _ in temps]
         return sum(len(o.outputs[0].token_ids) for o in llm.generate(asked, params, use_tqdm=False))
-    generate(2)
-    return lambda: generate(task["max_new"])
+
+    def run():
+        tokens = respond(prompts, batch, task["max_new"])
+        return tokens, facts(task, batch, tokens, len(prompts) * len(temps))
+    respond(prompts, task["batch"], 2)
+    batch = best_batch(task, lambda n: respond(prompts[:task["part"]], n, task["max_new"]))
+    return run
 
 
 if __name__ == "__main__":

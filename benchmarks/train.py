@@ -1,13 +1,14 @@
 """Training on pairs: ours, the lesson's step, TRL.
 
-task: folder, pairs, batch (pairs a forward), accum (forwards a step), dtype, device; see rows.py"""
+task: folder, pairs, batch (pairs a forward), accum (forwards a step), batches (those to try, where each contestant
+has its own), dtype, device; see rows.py"""
 import json
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-from worker import serve
+from worker import chosen, serve, with_best_batch
 
 
 def ours(task):
@@ -21,6 +22,7 @@ def ours(task):
     ref = inside.freeze(policy)
     inside.clock_beside(spent)
     inside.train(policy, ref, warm, task)
+    task = with_best_batch(task, lambda tried: inside.train(policy, ref, warm, tried))
 
     def run():
         if cuda: torch.cuda.reset_peak_memory_stats()
@@ -30,7 +32,7 @@ def ours(task):
             if cuda: torch.cuda.synchronize()
             facts = spent | {"seconds": perf_counter() - start - sum(spent.values())}
         if cuda: facts["peak_gb"] = torch.cuda.max_memory_reserved() / 1e9
-        return len(data), facts
+        return len(data), facts | chosen(task)
     return run
 
 
@@ -76,12 +78,6 @@ def lesson(task):
     return lesson.train(task)
 
 
-def conversation(row):
-    "The columns as TRL wants them to apply the chat template"
-    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    return {name: [{"role": role, "content": row[name]}] for name, role in roles.items()}
-
-
 def trl_config(task):
     "The same recipe in TRL's words"
     from trl import DPOConfig
@@ -89,7 +85,9 @@ def trl_config(task):
         str(Path(task["folder"])/"trl"), beta=.1, learning_rate=1e-6, num_train_epochs=1, adam_beta2=.95,
         per_device_train_batch_size=task["batch"], gradient_accumulation_steps=task["accum"],
         bf16=task["dtype"] == "bfloat16", gradient_checkpointing=False, precompute_ref_log_probs=True, use_cpu=True,
-        report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True)
+        train_sampling_strategy="group_by_length" if "batches" in task else "random", report_to="none",
+        save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        remove_unused_columns=False) # the lengths would be among them
 
 
 def timed_trainer(spent):
@@ -106,25 +104,44 @@ def timed_trainer(spent):
 
 
 def trl(task):
-    "TRL's DPOTrainer"
-    import datasets
+    "TRL's DPOTrainer; the reference asked before, as it offers. (Its forwards without padding are switched off.)"
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     folder, spent = Path(task["folder"]), {}
-    rows = [json.loads(line) for line in open(folder/"pairs.jsonl")]
-    data = datasets.Dataset.from_list([conversation(row) for row in rows])
-    model = AutoModelForCausalLM.from_pretrained(folder/"hf", dtype=torch.float32)
     tok = AutoTokenizer.from_pretrained(folder/"hf")
-    trainer = timed_trainer(spent)(model, args=trl_config(task), train_dataset=data, processing_class=tok)
-    for x in trainer.train_dataset:
-        lengths = {len(x["prompt_ids"] + x[side]) for side in ("chosen_ids", "rejected_ids")}
-        assert lengths == {task["long"]}, "TRL made other tokens of the text"
+
+    def trainer(name, task):
+        model = AutoModelForCausalLM.from_pretrained(folder/"hf", dtype=torch.float32)
+        data, kind = conversations(folder/f"{name}.jsonl"), timed_trainer(spent)
+        made = kind(model, args=trl_config(task), train_dataset=data, processing_class=tok)
+        lengths = [len(x["prompt_ids"]) + max(len(x["chosen_ids"]), len(x["rejected_ids"])) for x in made.train_dataset]
+        made.train_dataset = made.train_dataset.add_column("length", lengths) # to be grouped by
+        return made
+    task = with_best_batch(task, lambda tried: trainer("warm", tried).train())
+    measured = trainer("pairs", task)
+    check_tokens(measured.train_dataset, task)
 
     def run():
         start = perf_counter()
-        trainer.train()
-        return len(rows), {"seconds": perf_counter() - start, **spent}
+        measured.train()
+        return task["pairs"], {"seconds": perf_counter() - start, **spent, **chosen(task)}
     return run
+
+
+def conversations(path):
+    "The pairs as TRL wants them to apply the chat template"
+    import datasets
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+
+    def talk(row): return {name: [{"role": role, "content": row[name]}] for name, role in roles.items()}
+    return datasets.Dataset.from_list([talk(json.loads(line)) for line in open(path)])
+
+
+def check_tokens(data, task):
+    "TRL made the same tokens of the text: of a made-up one all, of a real one but for two in a hundred"
+    found = sum(len(x["prompt_ids"] + x[side]) for x in data for side in ("chosen_ids", "rejected_ids"))
+    ours = json.loads((Path(task["folder"])/"prompts.json").read_text())["pair_tokens"]
+    assert abs(found - ours) <= (.02 * ours if "batches" in task else 0), "TRL made other tokens of the text"
 
 
 if __name__ == "__main__": serve({"ours": ours, "profile": profile, "lesson": lesson, "trl": trl})

@@ -8,6 +8,33 @@ import sys
 import time
 
 
+def fastest(sizes, work):
+    "The size with which the work goes fastest; work(size) returns its amount"
+    def rate(size):
+        start = time.perf_counter()
+        amount = work(size)
+        return amount / (time.perf_counter() - start)
+    return max(sizes, key=rate)
+
+
+def with_best_batch(task, train):
+    "The task with as many pairs a forward as go fastest, where it names some to try; train(task): on a few pairs"
+    if "batches" not in task: return task
+    step = task["batch"] * task["accum"]
+
+    def cut(batch): return task | dict(batch=batch, accum=step // batch)
+
+    def work(batch):
+        train(cut(batch))
+        return 1
+    return cut(fastest(task["batches"], work))
+
+
+def chosen(task):
+    "What is said beside the rate, where each contestant has its own number of pairs a forward"
+    return {"pairs_a_forward": task["batch"]} if "batches" in task else {}
+
+
 def serve(contestants):
     "{name: get_ready(task)}; get_ready returns `run`; run() works once, returns its amount, or (amount, {facts})"
     answers = os.fdopen(os.dup(1), "w", buffering=1)

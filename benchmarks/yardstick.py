@@ -2,14 +2,18 @@
 
 How fast this machine multiplies matrices and reads memory, how long the whole lesson takes, and how much processor
 time a command that only has to answer."""
+import json
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from time import perf_counter
 
 from worker import serve
 
+ROOT = Path(__file__).resolve().parent.parent
+PHASES = ("mine", "train", "judge")
 WIKIDPO = "from wikidpo.cli import main; main()" # what the command `wikidpo` runs
 
 
@@ -42,13 +46,15 @@ def memory(task):
 
 
 def lesson(task):
-    "The whole lesson; seconds"
+    "The whole lesson; seconds, and those of its phases"
     def run():
         with tempfile.TemporaryDirectory() as out:
             start = perf_counter()
             command = [sys.executable, "-c", WIKIDPO, "lesson", "--out", f"{out}/run", *task["args"]]
-            subprocess.run(command, check=True, stdout=sys.stderr)
-            return perf_counter() - start
+            subprocess.run(command, check=True, stdout=sys.stderr, cwd=ROOT) # a profile names files from there
+            seconds = perf_counter() - start
+            summary = json.loads(Path(out, "run", "summary.json").read_text())
+            return seconds, {f"{phase}_s": float(summary[phase]["seconds"]) for phase in PHASES}
     return run
 
 

@@ -1,6 +1,7 @@
 "`make bench` on a model for a test: every contestant does the work for real, and one that is missing is reported"
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent/"benchmarks"))
 import bench
+import material
 from contestants import CONTESTANTS, ENVS
 from page import page
 from rows import SHAPES, Row, flop, table
 from targets import Seconds, ShareOfPeak, TimesAsFast, compare, judge, number, verdict
+from worker import with_best_batch
 
 
 def results(monkeypatch, out, *words):
@@ -46,6 +49,34 @@ def test_gpu_rows_say_that_there_is_no_gpu(monkeypatch, tmp_path):
     for row in rows.values():
         assert all(c == {"did_not_run": "no GPU"} for c in row["contestants"].values())
         assert all(answer == "did not run" for _, answer in row["verdicts"])
+
+
+def test_without_the_real_model_its_rows_say_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(material, "SMOLLM2", tmp_path/"nowhere")
+    row = table()["mine-smollm2"]
+    why = {"did_not_run": "no checkpoints/smollm2: `wikidpo import smollm2` makes it"}
+    assert bench.measure(row, tmp_path) == dict.fromkeys(row.who, why)
+
+
+def test_answers_of_a_trained_model_end_where_they_end(monkeypatch, tmp_path):
+    for env in ("peers", "vllm"): monkeypatch.setitem(ENVS, env, str(tmp_path/".venv-nowhere/bin/python"))
+    found = results(monkeypatch, tmp_path, "mine-smollm2", "--rounds", "1")["mine-smollm2"]["contestants"]
+    ours, original = found["ours"], found["lesson"]
+    assert ours["rows_at_once"] in (4, 8) and original["estimated"] == "from 1 of the prompts"
+    assert counts(ours)[0] == ours["tokens_an_answer"] * 16 <= 8 * 16 and 0 < counts(original)[0] <= 8 * 4
+    assert f"rows at once {ours['rows_at_once']}; tokens an answer" in (tmp_path/"README.md").read_text()
+
+
+def test_a_contestant_takes_the_batch_with_which_it_is_fastest():
+    seen = []
+
+    def train(task):
+        seen.append((task["batch"], task["accum"]))
+        time.sleep(0 if task["batch"] == 8 else .3)
+    task = dict(batch=4, accum=8)
+    assert with_best_batch(task, train) == task and not seen # nothing to try
+    best = with_best_batch(task | dict(batches=[4, 8, 16]), train)
+    assert (best["batch"], best["accum"]) == (8, 4) and seen == [(4, 8), (8, 4), (16, 2)]
 
 
 def test_a_contestant_that_fails_says_why(tmp_path):
@@ -124,7 +155,7 @@ def test_every_row_runs(monkeypatch, tmp_path):
             assert ("did_not_run" in c) == missing, (name, who, c)
             if missing: continue
             assert 0 < c["low"] <= c["value"] <= c["high"] and len(c["repeats"]) == known[name].rounds
-    for name, want in (("train", [4, 4]), ("sample", [64] * 3)):
+    for name, want in (("train", [4, 4]), ("sample", [64] * 3), ("step-smollm2", [4, 4]), ("epoch-smollm2", [8])):
         assert all(counts(c) == want for c in rows[name]["contestants"].values() if "value" in c)
 
 

@@ -17,7 +17,8 @@ from wikidpo.core.sample import generate, sample_k
 from wikidpo.engine import accelerate
 from wikidpo.engine.accelerate import compile_for_sampling, pick_precision, ready_to_sample
 from wikidpo.engine.packed import pack_for_sampling
-from wikidpo.engine.ragged import CachedRows, generate_ragged, prompts_that_fit, sample_rows, sample_unit
+from wikidpo.engine.ragged import (WORTH_A_FORWARD, CachedRows, common_beginning, generate_ragged, prompts_that_fit,
+                                   sample_rows, sample_unit)
 from wikidpo.models.adopt import Foreign
 from wikidpo.models.checkpoints import load_checkpoint
 from wikidpo.world.facts import DATA, prompts
@@ -127,6 +128,21 @@ def test_the_cache_is_the_whole_prefix_for_every_shape_of_head(lengths, k, heads
     with torch.no_grad():                                         # no end: 21 tokens each
         tokens = sample_rows(lambda: CachedRows(model, k), asked, torch.ones(len(u)), u, 50, -1, 2)
     for r, row in enumerate(tokens.tolist()): assert_drawn_by(model, asked[r // k], row, u[r])
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("n", [WORTH_A_FORWARD - 1, WORTH_A_FORWARD, 25])
+def test_prompts_that_begin_alike_get_the_answers_that_each_gets_alone(heads, n):
+    torch.manual_seed(n)
+    model = GPT(GPTConfig(vocab_size=50, block_size=64, n_layer=2, n_head=heads[0], n_kv_head=heads[1], head_dim=6,
+                          n_embd=24, ffn_dim=32)).eval()
+    begin = torch.randint(50, (n,)).tolist()
+    asked = [begin + [i, *torch.randint(50, (size,)).tolist()] for i, size in enumerate((7, 0, 12, 3, 1))]
+    assert common_beginning(asked) == n
+    assert common_beginning([begin, begin]) == n - 1 # each keeps a token of its own
+    u = torch.rand(2 * len(asked), 15)
+    found = generate_ragged(model, asked, torch.ones(len(u)), u, 50, -1, 2)
+    for r, row in enumerate(found): assert_drawn_by(model, asked[r // 2], row, u[r])
 
 
 @torch.no_grad()

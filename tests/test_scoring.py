@@ -21,7 +21,7 @@ from wikidpo.engine.attention import block_attention, fused_attention
 from wikidpo.engine.compiled import try_compiled
 from wikidpo.engine.head import ChunkedHead
 from wikidpo.engine.scoring import Scoring, TrainingParts
-from wikidpo.engine.shared_prompt import Scorer
+from wikidpo.engine.shared_prompt import WORTH_SHARING, Scorer, read_once
 from wikidpo.run.folder import write_jsonl
 
 NATIVE = torch.cpu._is_avx512_bf16_supported()
@@ -40,6 +40,23 @@ def assert_same_values_and_gradients(one, other, model, batch, cosine=.9999):
 @given(st.lists(LENGTHS, min_size=1, max_size=6), st.sampled_from(MODELS), st.randoms(use_true_random=False))
 def test_one_forward_with_each_prompt_once_is_two_rows_a_pair(sizes, model, rng):
     assert_same_values_and_gradients(pair_logps, score, model, collate(ragged(sizes, rng)))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.lists(LENGTHS, min_size=1, max_size=5), st.integers(0, 40), st.sampled_from(MODELS),
+       st.randoms(use_true_random=False))
+def test_what_all_prompts_begin_with_is_read_once_for_all_rows(sizes, n, model, rng):
+    begin = [rng.randrange(97) for _ in range(n)]
+
+    def longer(side): return begin + side[0], [0] * n + side[1]
+    batch = collate([(longer(chosen), longer(rejected)) for chosen, rejected in ragged(sizes, rng)])
+    tokens = read_once(batch)
+    shared = int(tokens.in_every_row.sum())
+    assert shared == 0 or shared >= max(n, WORTH_SHARING)
+    assert shared or n < WORTH_SHARING
+    read = sum(p + c + r - 2 for p, c, r in sizes) + n * len(sizes) # each prompt once, no response's last token
+    assert len(tokens.ids) == read - shared * (len(sizes) - 1)
+    assert_same_values_and_gradients(pair_logps, score, model, batch)
 
 
 @pytest.mark.parametrize("sizes", [

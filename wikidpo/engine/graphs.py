@@ -20,8 +20,8 @@ class GraphedRows(CachedRows):
     "`CachedRows` on a GPU, whose step is recorded once for each layout of the cache"
     multiple, room = 8, 64
 
-    def __init__(self, model, k): # k rows for each prompt
-        super().__init__(model, k)
+    def __init__(self, model, k, past=None): # as for `CachedRows`
+        super().__init__(model, k, past)
         self.layout, self.graph = None, None                          # of the cache; its recorded step
 
     def append(self, tokens): # (rows,)
