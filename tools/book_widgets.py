@@ -21,6 +21,13 @@ from wikidpo.show.widgets import LabWidget
 
 DATA = ROOT / "wikidpo/data/miniwiki"
 OUT = ROOT / "_docs/widgets"
+NOTES = {  # what a widget shows here, where the notebook would show what the reader has just run
+    "inspector": "In the book: the pairs that ship with the package.",
+    "tokens": "In the book: a dozen pairs of a recorded default run, by the policy before and after it.",
+    "player": "In the book: a recorded default run of 82 steps, in place of the one above.",
+    "wild": "In the book: the pairs of the recorded run again, at four times its learning rate.",
+    "vote": "In the book: sixty comparisons of a recorded default run.",
+}
 
 
 class RecordedTokens(TokenView):
@@ -54,7 +61,12 @@ def widgets(scratch: Path) -> dict[str, str]:
         "vote": BlindVote(recorded["verdicts"], scratch / "votes.jsonl"),
     }
     wild = embedded(player(scratch / "wild", recorded["wild"]))
-    return {name: f"{page_head(name)}\n{embedded(widget)}" for name, widget in shown.items()} | {"wild": wild}
+    pieces = {name: f"{page_head(name)}\n{embedded(widget)}" for name, widget in shown.items()} | {"wild": wild}
+    return {name: piece + note(name) for name, piece in pieces.items()}
+
+
+def note(name: str) -> str:
+    return f'\n<p class="living-note">{NOTES[name]}</p>' if name in NOTES else ""
 
 
 if __name__ == "__main__":
