@@ -1,5 +1,6 @@
-"The short form of the lesson on a real model: SmolLM2 imported, 16 tasks, two steps, a verdict, a report"
+"The short form of the lesson on a real model: SmolLM2 imported, 16 tasks, a few steps, a verdict, a report"
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,8 @@ def test_the_short_form_of_the_lesson(folder, monkeypatch):
     assert sum(truth(r["prompt"], r["text"]).label == "empty" for r in samples) < 8
     assert sum(truth(r["prompt"], r["text"]).score >= 4 for r in samples) > 8
     assert len(pairs) >= 4
-    assert len(metrics) == 2 and abs(metrics[0]["loss"] - .693147) < 1e-4 and metrics[0]["reward/margin"] == 0
+    assert len(metrics) == math.ceil(len(pairs) / SMALL["train"]["batch_size"])
+    assert abs(metrics[0]["loss"] - .693147) < 1e-4 and metrics[0]["reward/margin"] == 0
     summary = json.loads((folder/"run"/"summary.json").read_text())
     assert summary["judge"]["n"] == 4 and (folder/"run"/"report.html").stat().st_size > 10_000
 
