@@ -115,17 +115,20 @@ def compare(row, found, peak, memory=None):
     return out
 
 
-def best(rows, name, who):
-    "The best rate of a yardstick; other tenants of a shared machine take from it, so its best is the machine's"
-    return rows.get(name, {}).get("contestants", {}).get(who, {}).get("high")
+def best(rows, name, who, result):
+    """The best rate of a yardstick, for a row that was measured on the same day: the machine of another day may be twice
+    as fast. Other tenants of a shared machine take from it, so its best is the machine's"""
+    yardstick = rows.get(name, {})
+    if yardstick.get("measured", "")[:10] != result.get("measured", "")[:10]: return None
+    return yardstick.get("contestants", {}).get(who, {}).get("high")
 
 
 def judge(rows, known):
-    "Compare the contestants of all rows and look at the targets, by the machine's rates as they were measured last"
+    "Compare the contestants of all rows and look at the targets, by the machine's rates of the same day"
     for name, result in rows.items():
         row, contestants = known[name], result["contestants"]
-        peak = best(rows, "gpu-product" if name.startswith("gpu-") else "product", "bfloat16")
-        compared = compare(row, contestants, peak, best(rows, "memory", "memory"))
+        peak = best(rows, "gpu-product" if name.startswith("gpu-") else "product", "bfloat16", result)
+        compared = compare(row, contestants, peak, best(rows, "memory", "memory", result))
         for key in ("times_as_fast_as", "with_reference", "of_peak", "limit"): result.pop(key, None)
         verdicts = [(t.words(row), verdict(t, row, contestants, compared)) for t in row.targets]
         result |= compared | {"verdicts": verdicts}

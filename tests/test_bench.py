@@ -130,6 +130,16 @@ def test_verdicts():
     ]
 
 
+@pytest.mark.parametrize("day,share", [("2026-11-25", .5), ("2026-11-27", None)])
+def test_the_machine_of_another_day_is_no_measure(day, share):
+    "A yardstick counts for the rows of its own day"
+    known = {"product": Row("", "", {}, ("bfloat16",)), "train": Row("", "", {}, ("ours",), flop=1e9)}
+    rows = {"product": {"measured": "2026-11-25 10:59 UTC", "contestants": {"bfloat16": {"value": 8., "high": 8.}}},
+            "train": {"measured": f"{day} 13:17 UTC", "contestants": {"ours": {"value": 4.}}}}
+    judge(rows, known)
+    assert rows["train"].get("of_peak") == (share and {"ours": share})
+
+
 def test_the_page_is_what_the_committed_results_say():
     folder = Path(bench.HERE)
     found = json.loads((folder/"results.json").read_text())
