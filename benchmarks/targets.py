@@ -116,8 +116,8 @@ def compare(row, found, peak, memory=None):
 
 
 def best(rows, name, who, result):
-    """The best rate of a yardstick, for a row that was measured on the same day: the machine of another day may be twice
-    as fast. Other tenants of a shared machine take from it, so its best is the machine's"""
+    """The best rate of a yardstick, for a row that was measured on the same day: that of another day may be twice as
+    fast. Other tenants of a shared machine take from it, so its best is the machine's"""
     yardstick = rows.get(name, {})
     if yardstick.get("measured", "")[:10] != result.get("measured", "")[:10]: return None
     return yardstick.get("contestants", {}).get(who, {}).get("high")
