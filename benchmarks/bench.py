@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from argparse import ArgumentParser
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,12 +65,13 @@ class Worker:
         raise RuntimeError((last or "it ended without a word")[:200])
 
     def measure(self):
-        self.process.stdin.write(b"\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError): # it has ended: its log says why
+            self.process.stdin.write(b"\n")
+            self.process.stdin.flush()
         return self._answer()
 
     def close(self):
-        self.process.stdin.close()
+        with suppress(BrokenPipeError): self.process.stdin.close()
         try: self.process.wait(20)
         except subprocess.TimeoutExpired:
             self.process.kill()

@@ -130,6 +130,16 @@ def test_verdicts():
     ]
 
 
+def test_a_contestant_that_has_ended_is_told_by_its_last_words():
+    "Also one that was ready and ended before its turn, as for want of memory"
+    task = {"device": "cpu", "dtype": "float32", "threads": 1, "size": 8, "times": 1}
+    worker = bench.Worker("yardstick.py", "float32", task)
+    worker.process.kill()
+    worker.process.wait()
+    with pytest.raises(RuntimeError, match="it ended without a word"): worker.measure()
+    worker.close()
+
+
 @pytest.mark.parametrize("day,share", [("2026-11-25", .5), ("2026-11-27", None)])
 def test_the_machine_of_another_day_is_no_measure(day, share):
     "A yardstick counts for the rows of its own day"

@@ -2,7 +2,7 @@
 
 The second half is slow and builds it first; `make test-docs` runs it, with BOOK=the folder of what it has just built.
 """
-import ast, json, os, re, shutil, subprocess
+import ast, json, os, re, subprocess
 from pathlib import Path
 
 import nbformat
@@ -11,9 +11,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 import book as tool
 import book_api
+from test_browser import CHROMIUM
 
 ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 OPEN = "nbs/lessons/02_the_loss.ipynb"
 

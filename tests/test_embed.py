@@ -1,13 +1,14 @@
 """Widgets without a kernel: one page from disk, in a real browser, that says what Python says.
 
 Any error in the console and any request to a host fails the test. Pictures go where SCREENSHOTS says, if it does."""
-import copy, json, os, shutil
+import copy, json, os
 from pathlib import Path
 
 import pytest
 import torch
 
 from runfolder import make_run, samples, verdicts, write_jsonl
+from test_browser import CHROMIUM
 from wikidpo.core.chat import load_tokenizer
 from wikidpo.core.data import PairDataset
 from wikidpo.core.files import read_jsonl
@@ -23,7 +24,6 @@ from wikidpo.show.tokens import TokenView
 from wikidpo.show.vote import BlindVote
 from wikidpo.world.facts import DATA
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM, reason="no chromium")]
 HOSTILE = {"prompt": "</script><script>window.hacked = 1</script>", "rejected": "<!--<script>\u2028\u202e &lt;b&gt;",
            "chosen": "<img src=x onerror='window.hacked = 2'> </script>", "score_chosen": 9, "score_rejected": 2.5,
