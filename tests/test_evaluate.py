@@ -249,6 +249,8 @@ def test_a_judge_that_loves_the_first_place_is_no_reason_for_a_win(controlled, t
         found = judge_controls(POLICY, teacher, replace(cfg, n=6), tmp_path)
     for c in found["controls"].values(): assert (c["win"], c["tie_orders"], c["first_place"]) == (0, 6, 1)
     assert "constant" in controls_table(found) and "NOT AS IT SHOULD BE" in controls_table(found)
+    assert (found["repeated"]["same"], found["repeated"]["n"]) == (12, 12)
+    assert "asked again, the judge gave 100.0% of 12 verdicts as before" in controls_table(found)
 
 
 # ---- stopped, started again, mixed up

@@ -4,13 +4,9 @@ import random
 
 import numpy as np
 import pytest
-from model_server import answers, Q, reply, scripts
 
-from wikidpo.judge.client import make_client
-from wikidpo.judge.config import OFFLINE_MODEL
-from wikidpo.judge.offline import OfflineTeacher
-from wikidpo.judge.quality import (ask_again, corrected_win_rate, CORRECTIONS, errors_table, judge_errors, OUTCOMES,
-                                   outcome_table)
+from wikidpo.judge.quality import (corrected_win_rate, CORRECTIONS, errors_table, judge_errors, OUTCOMES,
+                                   outcome_table, repeat_agreement)
 from wikidpo.show.vote import BlindVote
 
 
@@ -90,18 +86,12 @@ def test_the_interval_counts_the_votes_as_well_as_the_prompts():
 
 
 def test_a_judge_that_changes_its_mind_is_found_out():
-    texts = answers(Q)
-    judge = OfflineTeacher()
-    a, b = texts["crisp"], texts["wrong"]
-    rows = [{"prompt": Q, "a": a, "b": b, "first": judge.verdict(Q, a, b), "second": judge.verdict(Q, b, a)}] * 3
-    with make_client() as client: assert ask_again(client, OFFLINE_MODEL, rows) == (6, 6)
-    assert ask_again(make_client(), OFFLINE_MODEL, []) == (0, 0)
-    with scripts() as start:
-        client, script = start(reply("A"), reply("A"), reply("B"), reply("A"))
-        same = ask_again(client, "m", [{"prompt": Q, "a": a, "b": b, "first": "A", "second": "B"}] * 2)
-        assert same == (1, 4) and len(script.seen) == 4
-        asked = [call["body"]["messages"][0]["content"] for call in script.seen]
-        assert asked[0] == asked[2] != asked[1] and asked[0].index(a) < asked[0].index(b)
+    before = [row("A", "B", "a"), row("A", "B", "a"), row(None, "A", None), row("TIE", "A", "tie")]
+    assert repeat_agreement(before, before) == (7, 7)
+    after = [row("A", "A", "tie"), row("B", "A", "b"), row("A", "A", "tie"), row("TIE", None, None)]
+    assert repeat_agreement(before, after) == (3, 6)
+    assert repeat_agreement([], []) == (0, 0)
+    with pytest.raises(ValueError): repeat_agreement(before, after[1:])
 
 
 def test_a_blind_vote_corrects_the_win_rate_of_its_prompts(tmp_path):

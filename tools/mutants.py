@@ -231,7 +231,7 @@ STATISTICS = [
         ("np.asarray(judged, float) + 1/3", "np.asarray(judged, float)"),
         ("rate(joint, rng.dirichlet(said, draws))", "rate(joint, said/said.sum())"),
         ("rng.dirichlet(votes.ravel(), draws)", "np.tile(votes.ravel()/votes.sum(), (draws, 1))"),
-        ('("ba", row["second"])', '("ab", row["second"])'),
+        ("read = [(one, two) for one, two in verdicts if one and two]", "read = verdicts"),
     ),
     *changes(
         "run/evaluate.py", "test_evaluate.py::test_the_temperature_is_that_of_the_configuration"

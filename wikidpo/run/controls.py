@@ -9,9 +9,10 @@ __all__ = ['CONTROL_TEMPS', 'FAR', 'CONSTANT', 'SHOULD', 'best_temperature', 'ju
 from pathlib import Path
 
 from ..core.config import UNIT
-from ..core.stats import win_rate
+from ..core.stats import wilson, win_rate
 from ..engine.accelerate import ready_to_sample
 from ..judge.client import check_teacher
+from ..judge.quality import repeat_agreement
 from ..models.policy import open_policy
 from .evaluate import gen_all, judge_both, judge_missing, judged_rows, summarize, with_truth
 from .folder import update_json, writing
@@ -44,6 +45,10 @@ def _contests(model, tok, cfg, baseline)->dict:
         if t != cfg.temperature: found[f"at_{t:g}"] = _sampled(model, tok, cfg, baseline, t, stream)
     return found | {"constant": constant}
 
+def _same_answers(rows):
+    "answers(unit): the challenger's own, to be judged once more"
+    return lambda unit: [_row(r, r["a"]) for r in rows[unit*UNIT:(unit + 1)*UNIT]]
+
 # %% ../../nbs/run/controls.ipynb #wrctl009
 def best_temperature(results, # {control: results 'a', 'tie', 'b' or None against the baseline, one a prompt}
                      challenger, # results of the trained model against the same baseline
@@ -61,15 +66,23 @@ def best_temperature(results, # {control: results 'a', 'tie', 'b' or None agains
 def _is_done(judged)->bool:
     "Whether every prompt of every control has a verdict"
     controls = judged.get("controls") or {}
-    return bool(controls) and not any(found["unparsed"] for found in controls.values())
+    return bool(controls) and "repeated" in judged and not any(found["unparsed"] for found in controls.values())
 
 def _results(path)->list: return [r["result"] for r in judged_rows(path)]
 
-def _say_all(folder, names, challenger)->dict:
+# %% ../../nbs/run/controls.ipynb #wrctl020
+def _repeated(rows, again)->dict:
+    "How often the judge said the same of the same answers, with its 95 % interval"
+    same, n = repeat_agreement(rows, again)
+    low, high = wilson(same, n)
+    return {"same": same, "n": n, "low": low, "high": high}
+
+def _say_all(folder, names, rows)->dict: # names of controls; the run's own judged rows
     "What the files of the controls say, and what the best of the temperatures does"
     warm = {name: _results(folder/f"{name}.jsonl") for name in names if name != "constant"}
     return {"controls": {name: summarize(judged_rows(folder/f"{name}.jsonl")) for name in names},
-            "best_temperature": best_temperature(warm, challenger)}
+            "best_temperature": best_temperature(warm, [r["result"] for r in rows]),
+            "repeated": _repeated(rows, judged_rows(folder/"again.jsonl"))}
 
 # %% ../../nbs/run/controls.ipynb #wrctl013
 def judge_controls(policy, teacher, cfg, # PolicyConfig, TeacherConfig, EvaluateConfig: as `evaluate` had them
@@ -87,9 +100,9 @@ def judge_controls(policy, teacher, cfg, # PolicyConfig, TeacherConfig, Evaluate
         probe = check_teacher(client, teacher.model, teacher.url)
         def judge(row): return judge_both(client, teacher.model, row["prompt"], row["a"], row["b"], probe)
         with client:
-            for name, answers in contests.items():
+            for name, answers in (contests | {"again": _same_answers(rows)}).items():
                 judge_missing(out/"controls"/f"{name}.jsonl", rows, answers, judge, teacher)
-        judged |= _say_all(out/"controls", contests, [r["result"] for r in rows])
+        judged |= _say_all(out/"controls", contests, rows)
         return update_json(out/"summary.json", judge=judged)["judge"]
 
 # %% ../../nbs/run/controls.ipynb #wrctl015
@@ -112,9 +125,18 @@ def _beyond(best)->str:
     return f"the challenger minus {best['control']}: {rate}, p = {d['p']:.2g}: {words}, {d['n']:,} other prompts"
 
 # %% ../../nbs/run/controls.ipynb #wrctl016
+def _said_again(repeated)->str:
+    "How often the judge agreed with itself"
+    if not repeated["n"]: return "asked again: no verdict was read both times"
+    rate, low, high = repeated["same"]/repeated["n"], repeated["low"], repeated["high"]
+    return (f"asked again, the judge gave {rate:.1%} of {repeated['n']:,} verdicts as before "
+            f"({low:.1%} to {high:.1%})")
+
 def controls_table(judged)->str: # the `judge` of summary.json, with controls
     "A line a control"
     head = f"{'control':10}{'win':>5}{'tie':>5}{'loss':>5}   win rate against the baseline"
     lines = [_line(name, found) for name, found in judged["controls"].items()]
-    best = judged.get("best_temperature")
-    return "\n".join([head, *lines] + ([_beyond(best)] if best else []))
+    best, repeated = judged.get("best_temperature"), judged.get("repeated")
+    if best: lines.append(_beyond(best))
+    if repeated: lines.append(_said_again(repeated))
+    return "\n".join([head, *lines])

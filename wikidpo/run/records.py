@@ -6,9 +6,9 @@
 __all__ = ['Said', 'Id', 'Count', 'Score', 'Share', 'Temperature', 'Length', 'Logged', 'Twice', 'Turn', 'Net', 'BELONG',
            'Sections', 'Beta', 'SweepRows', 'Predictions', 'YAML_LIMIT', 'Row', 'Prompt', 'Answer', 'Sample', 'Pair',
            'Compared', 'Verdict', 'Vote', 'Written', 'Metrics', 'Margins', 'Section', 'MineSummary', 'TrainSummary',
-           'Paired', 'BestTemperature', 'Counted', 'JudgeSummary', 'Summary', 'TrainSettings', 'Config', 'PolicyNames',
-           'JudgeName', 'MineSettings', 'SweepRow', 'SweepPrediction', 'Predicted', 'misfit', 'fits', 'read_records',
-           'check_rows', 'read_object', 'read_yaml']
+           'Paired', 'BestTemperature', 'Repeated', 'Counted', 'JudgeSummary', 'Summary', 'TrainSettings', 'Config',
+           'PolicyNames', 'JudgeName', 'MineSettings', 'SweepRow', 'SweepPrediction', 'Predicted', 'misfit', 'fits',
+           'read_records', 'check_rows', 'read_object', 'read_yaml']
 
 # %% ../../nbs/run/records.ipynb #rec0rd03
 import json, math
@@ -174,6 +174,13 @@ class BestTemperature(Row):
     win_rate_high: Share
     challenger_minus_best: Paired
 
+class Repeated(Row):
+    "How often the judge said the same of the same answers, with a 95 % interval"
+    same: Count
+    n: Count
+    low: Share
+    high: Share
+
 # %% ../../nbs/run/records.ipynb #wrrecsum
 class Counted(Section):
     "What every comparison has, older ones too"
@@ -205,6 +212,7 @@ class JudgeSummary(Counted):
     equal_length: Share|None = None
     controls: dict[str, "JudgeSummary"]|None = None
     best_temperature: BestTemperature|None = None
+    repeated: Repeated|None = None
 
     @model_validator(mode="after")
     def whole(self):

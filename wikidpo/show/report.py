@@ -208,7 +208,7 @@ def controls_view(run)->dict|None:
     return {"text": controls_table(judged)} if judged.get("controls") else None
 
 # %% ../../nbs/show/report.ipynb #8734c1a9
-OWN_TABLES = "controls", "best_temperature" # have a section of their own
+OWN_TABLES = "controls", "best_temperature", "repeated" # have a section of their own
 
 def numbers_view(run)->dict|None:
     "All that summary.json says of the steps"
