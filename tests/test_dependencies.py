@@ -108,6 +108,19 @@ def test_only_a_database_out_of_reach_is_an_excuse(said, status):
     assert audit.unanswered(said)[0] == status
 
 
+def test_every_file_of_hashes_is_audited_and_one_hole_in_either_fails(tmp_path, monkeypatch):
+    pinned = {p.relative_to(ROOT).as_posix() for p in (*ROOT.glob("*.lock"), *ROOT.glob("docs/*.txt"))}
+    assert set(audit.FILES) == pinned
+    program = tmp_path/"pip-audit"
+    program.write_text(f"#!{sys.executable}\nimport sys\n"
+                       f"print({json.dumps(dict(dependencies=[HOLED]))!r} if 'docs' in sys.argv[2] else "
+                       f"{json.dumps(dict(dependencies=[SAFE]))!r})\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(audit, "which", lambda name, path: str(program))
+    monkeypatch.setattr(sys, "argv", ["audit.py"])
+    assert audit.main() == 1
+
+
 def test_tools_that_read_pins_leave_pip_alone():
     "Whoever has imported pip keeps Python's own distutils, with which PyTorch's compiler does not work"
     code = "import sys; sys.path.insert(0, 'tools'); import licences, lock, audit; print('pip' in sys.modules)"

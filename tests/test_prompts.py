@@ -124,11 +124,13 @@ SHAPES = {"prompt": lambda q: {"prompt": q, "chosen": turns("no")}, # as in Ultr
           "conversations": lambda q: {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": "."}]}}
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_saved_dataset_in_any_usual_shape(tmp_path, shape):
+def test_a_saved_dataset_in_any_usual_shape(tmp_path, capsys, shape):
     datasets.Dataset.from_list([SHAPES[shape](q) for q in QUESTIONS[:40]]).save_to_disk(tmp_path/"data")
     run(tmp_path/"data", "--out", tmp_path/"p", "--n-eval", 10)
     mined, held = kept(tmp_path/"p")
     assert (len(mined), len(held)) == (30, 10) and set(mined + held) == set(QUESTIONS[:40])
+    told = "prompts: the system message of 40 conversations is left out"
+    assert (told in capsys.readouterr().out) == (shape in ("chosen", "messages", "trl"))
 
 def test_files_of_data_and_splits(tmp_path):
     data = datasets.Dataset.from_list([{"prompt": q} for q in QUESTIONS])

@@ -1,6 +1,6 @@
-"""requirements.lock: constraints.txt again, with the SHA-256 of each file that CI may install.
+"""requirements.lock: constraints.txt again, with the SHA-256 of each file that CI may install; the book's file as well.
 
-`lock.py` writes it (`make lock`), with the hashes that uv reads from PyPI. CI installs these files and no others
+`lock.py` writes them (`make lock`), with the hashes that uv reads from PyPI. CI installs these files and no others
 (`make install LOCKED=1`: pip --require-hashes), on Linux with an x86_64 processor and Python 3.11 or 3.13, so torch is
 its build for CPUs there, from PyTorch's own index.
 """
@@ -23,14 +23,14 @@ TORCH_CPU = {
 }
 
 
-def locked(constraints: str) -> str:
-    "The pins of a file, each with the hashes of its files on PyPI."
+def compiled(*options: str, text: str = "") -> str:
+    "What `uv pip compile` says: pins, each with the hashes of its files on PyPI."
     uv = which("uv", path=Path(sys.executable).parent)
     if not uv:
         sys.exit("error: uv is not installed beside this Python: run `make lock`")
-    options = "--no-deps --universal --generate-hashes --no-header --no-annotate --no-config --no-emit-index-url -q"
-    command = [uv, "pip", "compile", *options.split(), "--python-version", "3.11", "-"]
-    done = subprocess.run(command, input=constraints, capture_output=True, text=True)
+    common = "--universal --generate-hashes --no-annotate --no-config --no-emit-index-url -q --python-version 3.11"
+    command = [uv, "pip", "compile", *common.split(), *options]
+    done = subprocess.run(command, input=text, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"error: uv could not look up the hashes:\n{done.stderr}")
     return done.stdout
@@ -42,9 +42,12 @@ def main() -> None:
         sys.exit("error: constraints.txt pins another torch: put its version and the hashes of its wheels for CPUs "
                  "into tools/lock.py, from https://download.pytorch.org/whl/cpu/torch/")
     hashes = f"torch=={TORCH}" + "".join(f" \\\n    --hash=sha256:{digest}" for digest in TORCH_CPU.values()) + "\n"
-    lines, found = re.subn(r"^torch==.*\n(?:    .*\n)*", lambda _: hashes, locked(constraints), flags=re.M)
+    pins = compiled("--no-deps", "--no-header", "-", text=constraints)
+    lines, found = re.subn(r"^torch==.*\n(?:    .*\n)*", lambda _: hashes, pins, flags=re.M)
     assert found == 1
     (ROOT / "requirements.lock").write_text(HEADER + lines, encoding="utf-8")
+    # what is pinned in the book's file stays as it is, but for what docs/requirements.in asks anew
+    compiled("docs/requirements.in", "-o", "docs/requirements.txt")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEXT_FILES', 'DATA_FILES', 'COLUMNS', 'COMMON', 'SHINGLE', 'SKETCH', 'NEAR', 'N_EVAL', 'READERS', 'STAND_IN_NOTE',
-           'HEADS', 'source_kind', 'pick_column', 'no_column', 'first_user_turn', 'read_prompt_file', 'read_dataset',
-           'cut_passages', 'read_texts', 'looks_english', 'shingles', 'Neighbours', 'tidy', 'Sieve', 'sift',
-           'split_prompts', 'passage_id', 'about', 'make_prompts', 'counts_table']
+           'HEADS', 'source_kind', 'pick_column', 'no_column', 'first_user_turn', 'prompts_of', 'read_prompt_file',
+           'read_dataset', 'cut_passages', 'read_texts', 'looks_english', 'shingles', 'Neighbours', 'tidy', 'Sieve',
+           'sift', 'split_prompts', 'passage_id', 'about', 'make_prompts', 'counts_table']
 
 # %% ../../nbs/run/prompts.ipynb #pr-imports
 import json, math, re, sys, zlib
@@ -73,6 +73,18 @@ def first_user_turn(value)->str|None:
         text = turn.get("content") or turn.get("value")
         return text if isinstance(text, str) else None
 
+# %% ../../nbs/run/prompts.ipynb #pr-system
+def _has_system(value)->bool:
+    "Whether a conversation holds a system message"
+    turns = value if isinstance(value, list) else ()
+    return any(isinstance(turn, dict) and "system" in (turn.get("role"), turn.get("from")) for turn in turns)
+
+def prompts_of(values)->list: # texts or conversations
+    "Their prompts; says how many system messages are left out"
+    if n := sum(map(_has_system, values)):
+        print(f"prompts: the system message of {n:,} conversations is left out; prompts are asked without one")
+    return [first_user_turn(value) for value in values]
+
 # %% ../../nbs/run/prompts.ipynb #pr-file
 def read_prompt_file(source, cfg)->list: # cfg: PromptsConfig
     "The prompts of a .jsonl or .txt file, as they stand there"
@@ -80,7 +92,7 @@ def read_prompt_file(source, cfg)->list: # cfg: PromptsConfig
     if path.suffix == ".txt": return [line for line in read_text(path).split("\n") if line.strip()]
     def check(row): return None if pick_column(row, cfg.column) else no_column(row, cfg.column)
     rows = read_jsonl(path, check=check)
-    return [first_user_turn(row[pick_column(row, cfg.column)]) for row in rows]
+    return prompts_of([row[pick_column(row, cfg.column)] for row in rows])
 
 # %% ../../nbs/run/prompts.ipynb #pr-dataset
 def _load_dataset(source, cfg):
@@ -100,7 +112,7 @@ def read_dataset(source, cfg)->list: # cfg: PromptsConfig
     data = _one_split(found, source, cfg.split)
     if not (name := pick_column(data.column_names, cfg.column)):
         raise UserError(f"{quoted(source)}: {no_column(data.column_names, cfg.column)}")
-    return [first_user_turn(value) for value in data[name]]
+    return prompts_of(list(data[name]))
 
 # %% ../../nbs/run/prompts.ipynb #pr-one-split
 def _why_unread(e)->str:
