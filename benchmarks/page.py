@@ -19,8 +19,7 @@ the best rates of the first two tables. Loading, compiling and warming up stand 
 nobody.
 """
 OTHERS = ("What other machines gave stands in folders of `benchmarks/`, written by `bench.py` with the rows' names and "
-          "`--out`: an H100 in `h100`, two cores of an Intel Xeon with AMX in `xeon`, two of an AMD EPYC in "
-          "`benchmarks/` itself. Ratios are comparable between machines, rates are not.")
+          "`--out`: an H100 in `h100`. Ratios may be compared between machines, rates may not.")
 COLUMNS = "lowest to highest | this project is faster by | of the matrix rate | to get ready"
 FACTS = ("rows_at_once", "pairs_a_forward", "tokens_an_answer", "mine_s", "train_s", "judge_s", "reference_s", "growth",
          "peak_gb", "estimated") # shown beside the contestant's name
