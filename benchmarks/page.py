@@ -18,8 +18,8 @@ missed, the line says what these products and the necessary reading of weights, 
 the best rates of the first two tables. Loading, compiling and warming up stand in the last column and count for \
 nobody.
 """
-OTHERS = ("What other machines gave stands in folders of `benchmarks/`, written by `bench.py` with the rows' names and "
-          "`--out`: an H100 in `h100`. Ratios may be compared between machines, rates may not.")
+GPU = ("What was measured on a GPU: [h100](h100/README.md), by `bench.py` with the rows' names and "
+       "`--out benchmarks/h100`.")
 COLUMNS = "lowest to highest | this project is faster by | of the matrix rate | to get ready"
 FACTS = ("rows_at_once", "pairs_a_forward", "tokens_an_answer", "mine_s", "train_s", "judge_s", "reference_s", "growth",
          "peak_gb", "estimated") # shown beside the contestant's name
@@ -63,6 +63,6 @@ def page(results):
     "The whole of README.md"
     machine = [f"{spaced(k)} {v}" for k, v in results["machine"].items() if v is not None]
     lines = [INTRO, f"Machine: {', '.join(machine)}.", ""]
-    if not results["machine"].get("gpu"): lines += [OTHERS, ""]
+    if not results["machine"].get("gpu"): lines += [GPU, ""]
     for name, result in results["rows"].items(): lines += section(name, result)
     return "\n".join(lines).replace("\n\n\n", "\n\n")
