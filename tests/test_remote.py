@@ -312,5 +312,6 @@ def test_vllm_in_bfloat16(tmp_path):
     ours = differences(lambda ids: prompt_logprobs(half, ids))
     assert sum(abs(mean(of_prompt)) < 1e-2 for of_prompt in theirs) >= 29
     theirs, ours = sum(theirs, []), sum(ours, [])                                 # of all tokens
-    assert abs(mean(theirs)) < 1e-2 / 4
-    assert mean([*map(abs, theirs)]) < 1.5 * mean([*map(abs, ours)])
+    typical = mean([*map(abs, theirs)])
+    assert typical < 1.5 * mean([*map(abs, ours)])
+    assert abs(mean(theirs)) < typical / 4                                        # rounding, not a shift
