@@ -1,7 +1,12 @@
 "Fixtures that several files of tests share"
 import signal
+import sys
 
 import pytest
+
+# jsonschema, which nbformat imports, would compile a grammar of web addresses, 1.4 s in every process: nothing here
+# has one to check, and without this package it goes on.
+sys.modules.setdefault("rfc3987_syntax", None)
 
 from served import served
 

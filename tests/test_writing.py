@@ -17,7 +17,7 @@ from wikidpo.core.files import UserError, read_jsonl
 from wikidpo.engine.distributed import load_state, save_state
 from wikidpo.engine.reference_cache import cached_table, code_digest, logps_table, weights_digest
 from wikidpo.models.adopt import load_model_py
-from wikidpo.models.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
+from wikidpo.models.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint, weight_count
 from wikidpo.run.folder import JsonlWriter, update_json, write_atomic, write_jsonl
 
 PACKAGE = Path(__file__).parent.parent/"wikidpo"
@@ -140,6 +140,28 @@ def test_weights_that_do_not_fit_and_configs_of_others_are_refused(tmp_path):
             ("does not know .dropout", state, config | {"dropout": .1})):
         torch.save({"model": model_state, "config": cfg}, tmp_path/"m.pt")
         with pytest.raises(UserError, match=says): load_checkpoint(tmp_path/"m.pt")
+
+
+@pytest.mark.parametrize("shape", [{}, {"tie": False}, {"n_kv_head": 1}, {"n_layer": 3, "ffn_dim": 40}])
+def test_the_size_of_a_model_is_known_before_it_is_made(shape):
+    model = random_model(**shape)
+    assert weight_count(model.cfg) == sum(w.numel() for w in model.state_dict().values())
+
+
+@pytest.mark.parametrize("claim", [{"n_embd": 2**16}, {"vocab_size": 2**24, "n_embd": 2**14}])
+def test_a_config_that_claims_far_more_than_its_weights_takes_no_memory(tmp_path, claim):
+    "A model of it would hold 200 GB and more"
+    model = random_model()
+    torch.save({"model": model.state_dict(), "config": asdict(model.cfg) | claim}, tmp_path/"m.pt")
+    with pytest.raises(UserError, match="m.pt: its weights do not fit WikiGPT"): load_checkpoint(tmp_path/"m.pt")
+
+
+def test_a_checkpoint_is_opened_without_the_compiler():
+    "PyTorch's takes more than a second to import"
+    opens = "import sys; from wikidpo.models.checkpoints import load_checkpoint; load_checkpoint(sys.argv[1]); "
+    code, file = opens + "print('torch._dynamo' in sys.modules)", PACKAGE/"data"/"miniwiki"/"model.safetensors"
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_a_saved_state_is_the_run_as_it_was(tmp_path):
