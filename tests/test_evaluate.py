@@ -21,6 +21,7 @@ from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
 from wikidpo.run.config import EvaluateConfig, PolicyConfig
 from wikidpo.run.controls import controls_table, judge_controls
 from wikidpo.run.evaluate import evaluate, gen_all, judge_both, summarize
+from wikidpo.run.folder import write_jsonl
 from wikidpo.run.profiles import claim
 from wikidpo.run.winrate import says
 from wikidpo.world.answers import answer
@@ -232,6 +233,19 @@ def test_the_controls_go_on_where_they_stopped(controlled, tmp_path):
     (there/"summary.json").write_text(json.dumps(saved))
     assert judge_controls(POLICY, TeacherConfig(), cfg, there) == judged
     assert (there/"controls"/"itself.jsonl").read_bytes() == whole
+
+
+def test_a_verdict_that_was_lost_when_asked_again_is_asked_for_again(controlled, tmp_path):
+    run, cfg, judged = controlled
+    there = Path(shutil.copytree(run, tmp_path/"run"))
+    rows = control(there, "again")
+    rows[1] |= dict(first=None, result=None, error="connection refused", reply_first="")
+    write_jsonl(there/"controls"/"again.jsonl", rows)
+    saved = json.loads((there/"summary.json").read_text())
+    saved["judge"]["repeated"]["n"] -= 1
+    (there/"summary.json").write_text(json.dumps(saved))
+    assert judge_controls(POLICY, TeacherConfig(), cfg, there) == judged
+    assert all(r["result"] for r in control(there, "again"))
 
 
 def test_a_comparison_that_begins_anew_has_no_controls_of_the_old_one(controlled, tmp_path):

@@ -16,7 +16,7 @@ from ..judge.quality import repeat_agreement
 from ..models.policy import open_policy
 from .evaluate import gen_all, judge_both, judge_missing, judged_rows, summarize, with_truth
 from .folder import update_json, writing
-from .records import read_object, Summary
+from .records import read_object, read_records, Summary, Verdict
 from .winrate import ALARM, paired, says, share, span
 
 # %% ../../nbs/run/controls.ipynb #wrctl006
@@ -63,10 +63,12 @@ def best_temperature(results, # {control: results 'a', 'tie', 'b' or None agains
             "challenger_minus_best": paired(challenger[1::2], results[best][1::2])}
 
 # %% ../../nbs/run/controls.ipynb #wrctl012
-def _is_done(judged)->bool:
-    "Whether every prompt of every control has a verdict"
-    controls = judged.get("controls") or {}
-    return bool(controls) and "repeated" in judged and not any(found["unparsed"] for found in controls.values())
+def _is_done(judged, folder)->bool: # the `judge` of summary.json; folder of the controls
+    "Whether every prompt of every control has a verdict, and every verdict that was asked again"
+    controls, again = judged.get("controls") or {}, folder/"again.jsonl"
+    if not controls or "repeated" not in judged or not again.exists(): return False
+    if any(found["unparsed"] for found in controls.values()): return False
+    return all(r["result"] for r in read_records(again, Verdict))
 
 def _results(path)->list: return [r["result"] for r in judged_rows(path)]
 
@@ -92,7 +94,7 @@ def judge_controls(policy, teacher, cfg, # PolicyConfig, TeacherConfig, Evaluate
     out = Path(out)
     with writing(out):
         judged = read_object(out/"summary.json", Summary)["judge"]
-        if _is_done(judged): return judged
+        if _is_done(judged, out/"controls"): return judged
         rows = judged_rows(out/"verdicts.jsonl")
         model, tok = open_policy(policy, cfg.b or policy.checkpoint)
         contests = _contests(ready_to_sample(model, policy.sample_precision), tok, cfg, rows)
