@@ -157,7 +157,7 @@ def test_a_config_that_claims_far_more_than_its_weights_takes_no_memory(tmp_path
 
 
 def test_a_checkpoint_is_opened_without_the_compiler():
-    "PyTorch's takes more than a second to import"
+    "PyTorch's, which takes longer to import than the file to read"
     opens = "import sys; from wikidpo.models.checkpoints import load_checkpoint; load_checkpoint(sys.argv[1]); "
     code, file = opens + "print('torch._dynamo' in sys.modules)", PACKAGE/"data"/"miniwiki"/"model.safetensors"
     done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True)

@@ -1,5 +1,5 @@
-"""Notebooks under nbdev-test in processes that have torch, its compiler, openai and nbdev already: four seconds less
-for each.
+"""Notebooks under nbdev-test in processes that have torch, its compiler, openai and nbdev already, and do not
+import them one by one.
 
 The processes are forked from a server that has imported and done nothing else, so that no notebook sees another's
 state.

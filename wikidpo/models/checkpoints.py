@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZE_LIMITS', 'NUMBERS', 'MAY_BE_NONE', 'OWN_MODEL', 'write_pt', 'save_checkpoint', 'read_safetensors', 'read_pickle',
-           'read_checkpoint', 'checked_config', 'check_weights', 'load_checkpoint', 'weight_count']
+           'read_checkpoint', 'checked_config', 'weight_count', 'check_weights', 'load_checkpoint']
 
 # %% ../../nbs/models/checkpoints.ipynb #1db93ab7
 import json, os, warnings, zipfile
@@ -120,6 +120,28 @@ def checked_config(config, # {field of `GPTConfig`: value}
     try: return GPTConfig(**config)
     except UserError as e: raise UserError(f"{file}: {e}") from None
 
+# %% ../../nbs/models/checkpoints.ipynb #size-first-code
+def weight_count(cfg): # a GPTConfig
+    "How many weights a WikiGPT of this shape holds"
+    heads = 2 * cfg.n_head + 2 * cfg.n_kv_head           # q, k, v, and the way out
+    layer = heads * cfg.head_dim + 3 * cfg.ffn_dim + 2   # columns of n_embd: attention, MLP, two norms
+    tables = cfg.vocab_size if cfg.tie else 2 * cfg.vocab_size
+    return cfg.n_embd * (tables + cfg.n_layer * layer + 1)
+
+def _model_of(state, cfg, path):
+    "The model of these weights; `UserError` if they are not those of a WikiGPT of this shape"
+    for name, w in state.items():
+        whole = w.layout == torch.strided and w.numel() * w.element_size() <= w.untyped_storage().nbytes()
+        if whole and w.is_floating_point(): continue
+        raise UserError(f"{quoted(path)}: {quoted(name)} is no tensor of floating-point numbers that is held whole")
+    fits = sum(w.numel() for w in state.values()) == weight_count(cfg)
+    with torch.device("cpu" if fits else "meta"): model = GPT(cfg)
+    try: model.load_state_dict(state, assign=not fits)
+    except RuntimeError as e:
+        why = quoted(str(e).splitlines()[1].strip(), 100)
+        raise UserError(f"{quoted(path)}: its weights do not fit WikiGPT ({why}); {OWN_MODEL}") from None
+    return model
+
 # %% ../../nbs/models/checkpoints.ipynb #6eedd8d1
 def check_weights(model, path): # any nn.Module; the file that its weights came from
     "`UserError` that names a parameter with a value that is NaN or infinite"
@@ -133,28 +155,6 @@ def load_checkpoint(path, # .pt or .safetensors
     "The model of a checkpoint, in float32, in eval mode; raises `UserError` for anything but a WikiGPT of this package"
     state, config = read_checkpoint(path)
     cfg = checked_config(config, path)
-    model = _filled(cfg, state, path)
+    model = _model_of(state, cfg, path)
     check_weights(model.float(), path)
     return model.to(device).eval()
-
-# %% ../../nbs/models/checkpoints.ipynb #size-first-code
-def weight_count(cfg): # a GPTConfig
-    "How many weights a WikiGPT of this shape holds"
-    heads = 2 * cfg.n_head + 2 * cfg.n_kv_head           # q, k, v, and the way out
-    layer = heads * cfg.head_dim + 3 * cfg.ffn_dim + 2   # columns of n_embd: attention, MLP, two norms
-    tables = cfg.vocab_size if cfg.tie else 2 * cfg.vocab_size
-    return cfg.n_embd * (tables + cfg.n_layer * layer + 1)
-
-def _filled(cfg, state, path):
-    "The model of these weights; `UserError` if they are not those of a WikiGPT of this shape"
-    for name, w in state.items():
-        whole = w.layout == torch.strided and w.numel() * w.element_size() <= w.untyped_storage().nbytes()
-        if whole and w.is_floating_point(): continue
-        raise UserError(f"{quoted(path)}: {quoted(name)} is no tensor of floating-point numbers that is held whole")
-    fits = sum(w.numel() for w in state.values()) == weight_count(cfg)
-    with torch.device("cpu" if fits else "meta"): model = GPT(cfg)
-    try: model.load_state_dict(state, assign=not fits)
-    except RuntimeError as e:
-        why = quoted(str(e).splitlines()[1].strip(), 100)
-        raise UserError(f"{quoted(path)}: its weights do not fit WikiGPT ({why}); {OWN_MODEL}") from None
-    return model
