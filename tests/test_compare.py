@@ -195,6 +195,18 @@ def test_what_the_judge_refuses_is_counted_and_asked_again(three, tmp_path, caps
     assert app.asked.total() == before + 2 * len(distinct)
 
 
+def test_a_comparison_without_any_verdict_can_be_asked_again(three, tmp_path):
+    app = Counting(refuses=Q[0])
+    with serving(app) as url:
+        judge = TeacherConfig(url=url, retries=0)
+        found = compare(three, judge, tmp_path/"run", 1)
+        assert [c["n"] for c in found["comparisons"]].count(0) >= 1
+        assert "NaN" not in (tmp_path/"run"/"summary.json").read_text()
+        app.refuses = None
+        assert compare(three, judge, tmp_path/"run", 1)["unparsed"] == 0
+        assert compare(three, judge, tmp_path/"run", 1, restart=True)["unparsed"] == 0
+
+
 def test_a_judge_that_says_nothing_useful_is_an_error(three, tmp_path):
     class Odd(Counting):
         async def __call__(self, scope, receive, send):
@@ -240,6 +252,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(three, tm
         assert not (tmp_path/"run").exists()
     refused("two different files", three[0])
     refused("two different files", three[0], three[0])
+    refused("good.jsonl is named twice", *three, three[0].parent/"."/"good.jsonl")
     refused("no such file", three[0], tmp_path/"none.jsonl")
     refused("no prompt in common", three[0], write(tmp_path/"o.jsonl", [{"prompt": "Why?", "response": "So."}]))
     refused(r"o.jsonl:1: there is no answer", three[0], write(tmp_path/"o.jsonl", [{"prompt": "Why?"}]))

@@ -1,5 +1,5 @@
 "Configurations, profiles and files: refused before anything is computed, and without torch"
-import json, math, subprocess, sys
+import json, math, re, subprocess, sys
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -68,6 +68,36 @@ def test_a_folder_is_claimed_once(tmp_path, capsys):
     assert claim(out, "train", newer) is None
     (tmp_path/"notes.txt").touch()
     with pytest.raises(UserError, match="is no run folder"): claim(tmp_path, "mine", {})
+
+@pytest.mark.parametrize("step, change, says", [
+    ("train", {"save_every": 50, "wandb": "disabled", "project": "mine"}, None),
+    ("train", {"lr": 1.}, "train.lr is 0.1 there, 1.0 here"),
+    ("mine", {"teacher": {"concurrency": 8, "timeout_s": 9., "retries": 5, "api_key_env": "KEY"}}, None),
+    ("mine", {"teacher": {"url": "http://elsewhere:8001/v1"}}, None),
+    ("mine", {"teacher": {"url": "offline"}}, "mine.teacher.url is 'http://here:8000/v1' there, 'offline' here"),
+    ("mine", {"teacher": {"model": "other"}}, "mine.teacher.model is 'judge' there, 'other' here")])
+def test_what_does_not_decide_about_a_result_may_change(tmp_path, step, change, says):
+    "A teacher that is asked less at a time, as its refusal advises, goes on in the same folder; else the key is named"
+    teacher = {"url": "http://here:8000/v1", "model": "judge", "concurrency": 32, "timeout_s": 60., "retries": 2}
+    asked = {"lr": .1, "save_every": 25, "wandb": "auto", "teacher": teacher}
+    claim(tmp_path/"run", step, asked)
+    new = asked | {k: asked[k] | v if k == "teacher" else v for k, v in change.items()}
+    if says:
+        with pytest.raises(UserError, match=re.escape(says)): claim(tmp_path/"run", step, new)
+    else: assert claim(tmp_path/"run", step, new) is None
+
+
+def test_a_step_that_cannot_begin_anew_is_not_told_to(tmp_path):
+    claim(tmp_path/"run", "mine", {"seed": 0})
+    for restart, words in ((False, "with --restart"), (None, "choose another --out")):
+        with pytest.raises(UserError, match=f"{words}$"): claim(tmp_path/"run", "mine", {"seed": 1}, restart)
+
+
+@pytest.mark.parametrize("name", ["prompts", "sweep", "teacher"])
+@pytest.mark.parametrize("profile", ["miniwiki", "smollm2", "wikigpt"])
+def test_a_file_laid_over_a_profile_may_bring_a_section_that_it_need_not_have(tmp_path, profile, name):
+    (tmp_path/"more.yaml").write_text(f"{name}:\n  new: 1\n")
+    assert load_profile(profile, tmp_path/"more.yaml")[name]["new"] == 1
 
 def test_a_torn_line_is_cut_off_and_the_rest_kept(tmp_path):
     path = tmp_path/"rows.jsonl"

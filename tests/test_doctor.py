@@ -4,10 +4,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from wikidpo.cli import main
 from wikidpo.core.config import TrainConfig
 from wikidpo.core.files import UserError
+from wikidpo.core.loss import preference_loss
 from wikidpo.show.doctor import CHANGES, doctor, early_signs, log_signs, prescription
 from wikidpo.show.logs import as_log, known_name, read_log
 
@@ -302,3 +304,20 @@ def test_a_loss_of_means_is_held_to_nats_and_not_to_rewards(loss_type, nats, sic
     row = {"loss": .6, "reward/margin": 1., "reward/accuracy": .7, "reward/chosen": beta * nats, "grad_norm": 1.}
     failing = [s.name for s in early_signs([row] * 20, TrainConfig(beta=beta, loss_type=loss_type)) if s.holds is False]
     assert (CHOSEN in failing) == sick
+
+
+@pytest.mark.parametrize("smoothing, margin", [(.1, 3.), (.2, 1.5)])
+def test_a_robust_loss_below_zero_is_no_illness(smoothing, margin):
+    "A pair that is right has a loss below 0 there; others would be called too easy"
+    cfg = TrainConfig(loss_type="robust", label_smoothing=smoothing)
+    def row(z): return {"loss": preference_loss(torch.tensor(z / cfg.beta), cfg.beta, "robust", smoothing).item(),
+                        "reward/margin": z, "reward/accuracy": .85, "reward/chosen": z / 3, "grad_norm": 1.}
+    rows = [row(margin * i / 39) for i in range(40)]
+    failing = [s.name for s in early_signs(rows, cfg) if s.holds is False]
+    assert rows[-1]["loss"] < .07 and not failing, failing
+
+
+def test_a_log_of_losses_alone_with_a_small_beta(tmp_path):
+    (tmp_path/"log.csv").write_text("step,loss,grad_norm\n" + "".join(f"{i},0.69,1.0\n" for i in range(1, 13)))
+    said, cause = doctor(tmp_path/"log.csv", .01)
+    assert "this log has no rewards/margins" in said and cause

@@ -11,6 +11,7 @@ from compiler import COMPILER
 from engines import CFG, MINI, TOK, engine, first_pairs, run
 from wikidpo.core.data import PairDataset
 from wikidpo.core.logps import pair_logps
+from wikidpo.core.model import causal, GPT
 from wikidpo.core.train import PlainEngine, freeze, step_schedule, train_dpo
 from wikidpo.engine import scoring as scoring_module
 from wikidpo.engine.accelerate import ready_to_sample
@@ -130,6 +131,22 @@ def test_the_cache_belongs_to_one_reference_one_set_of_pairs_one_tokenizer_one_p
     assert table.files == 4
     table(precision="bf16")
     assert table.files == 5
+
+
+@pytest.mark.parametrize("change", [
+    dict(rope_theta=500.), dict(norm_eps=1e-3), dict(rope_scaling=(8., 1., 4., 64))])
+def test_the_cache_belongs_to_one_configuration(data, tmp_path, change):
+    "The same weights, read with another one, give other numbers"
+    table, other = Table(tmp_path, data), GPT(replace(MINI.cfg, **change)).eval()
+    other.load_state_dict(MINI.state_dict())
+    assert not torch.allclose(table(), table(other), atol=1e-3) and table.files == 2
+
+
+@pytest.mark.parametrize("part", [dict(attention=causal), dict(chunk=7)])
+def test_the_cache_belongs_to_the_parts_that_were_put_on(data, tmp_path, part):
+    run(data, engine(cache=tmp_path))
+    assert_starts_at_ln_2(run(data, engine(changes=part, cache=tmp_path)))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_cache_is_what_is_read(data, tmp_path):

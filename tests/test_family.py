@@ -380,7 +380,7 @@ def answers_file(path, *rows):
 def test_answers_are_read_from_a_file_and_trained_on(tmp_path):
     "Also where a step has good answers only"
     good = {"prompt": "What is the capital of Peru?", "completion": "Lima.", "label": True}
-    bad = good | {"completion": "I am not sure.", "label": False}
+    bad = {"prompt": "Which is the capital of Chad?", "completion": "I am not sure.", "label": False}
     answers = read_unpaired(answers_file(tmp_path/"a.jsonl", good, bad, good), TOK, 256)
     assert answers.desirable.tolist() == [True, False, True]
     prompt, own, other = answers.rows[1]
@@ -399,6 +399,26 @@ def test_an_answer_that_cannot_be_used_is_said_with_its_line(tmp_path, change, s
     with pytest.raises(UserError, match=says): read_unpaired(path, TOK, 256)
 
 
-def test_one_answer_is_too_few(tmp_path):
-    path = answers_file(tmp_path/"a.jsonl", {"prompt": "A question?", "completion": "Yes.", "label": True})
-    with pytest.raises(UserError, match="needs two answers and more"): read_unpaired(path, TOK, 256)
+@pytest.mark.parametrize("labels", [[True], [True, False, False]])
+def test_answers_to_one_prompt_are_too_few(tmp_path, labels):
+    rows = [{"prompt": "A question?", "completion": f"Yes {i}.", "label": label} for i, label in enumerate(labels)]
+    path = answers_file(tmp_path/"a.jsonl", *rows)
+    with pytest.raises(UserError, match="a.jsonl: KTO needs answers to two prompts"): read_unpaired(path, TOK, 256)
+
+
+def test_several_answers_to_a_prompt_behind_each_other_still_meet_another_prompts(tmp_path):
+    rows = [{"prompt": f"Question {n}?", "completion": f"{n}{side}", "label": side == "+"}
+            for n in "ABC" for side in "+-"]
+    answers = read_unpaired(answers_file(tmp_path/"a.jsonl", *rows), TOK, 256)
+    others = [TOK.decode(other) for _, _, other in answers.rows]
+    assert others == ["C-", "C-", "A-", "A-", "B-", "B-"]
+
+
+def test_a_part_keeps_its_labels_and_the_digest_sees_them(tmp_path):
+    rows = [{"prompt": f"Question {n}?", "completion": "Yes.", "label": n % 3 == 0} for n in range(6)]
+    answers = read_unpaired(answers_file(tmp_path/"a.jsonl", *rows), TOK, 256)
+    train, held = answers.split(2)
+    assert train.desirable.tolist() == [True, False, False, True] and held.desirable.tolist() == [False, False]
+    flipped = [row | {"label": not row["label"]} for row in rows]
+    other = read_unpaired(answers_file(tmp_path/"b.jsonl", *flipped), TOK, 256)
+    assert other.rows == answers.rows and len({answers.digest, train.digest, other.digest}) == 3

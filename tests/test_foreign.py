@@ -207,6 +207,13 @@ def test_a_column_that_is_not_ours_makes_a_file_one_of_elsewhere(tmp_path):
     assert not is_ours(path) and open_pairs(path, TOK, 256)[0].pairs[0]["system"] == "Be brief."
 
 
+def test_a_system_prompt_that_is_empty_in_the_first_row_is_read_in_the_others(tmp_path):
+    path = tmp_path/"t.jsonl"
+    rows = [texts(pair) | {"system_prompt": said} for pair, said in zip(SHIPPED, ["", "Be brief."])]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [pair.get("system", "") for pair in open_pairs(path, TOK, 256)[0].pairs] == ["", "Be brief."]
+
+
 def test_system_messages_of_two_places_are_joined_and_one_is_not_doubled():
     row = trl(SHIPPED[0]) | {"prompt": [system("Be brief."), user("y")]}
     assert pair_of(row | {"system": "Be kind."})["system"] == "Be kind.\n\nBe brief."

@@ -374,6 +374,21 @@ def test_command_line_errors(tmp_path, capsys):
     assert not (tmp_path/"hf").exists() and not (tmp_path/"ours").exists()
 
 
+def test_a_run_is_exported_by_what_it_has_trained(tmp_path, capsys):
+    "And not by the SFT model of the profile, under the figures of the run; a checkpoint that is named is taken"
+    run, trained, sft = tmp_path/"run", load_checkpoint(CHECKPOINT), load_checkpoint(CHECKPOINT)
+    run.mkdir()
+    (run/"summary.json").write_text("{}")
+    with torch.no_grad(): trained.norm.weight[0] += 1
+    save_checkpoint(run/"dpo.pt", trained)
+    main(["export", "--run", str(run), "--out", str(tmp_path/"hf")])
+    assert f"exported: {run}/dpo.pt to" in capsys.readouterr().out
+    assert difference(trained, loaded(tmp_path/"hf")) < 1e-4
+    save_checkpoint(tmp_path/"sft.pt", sft)
+    main(["export", "--run", str(run), "--checkpoint", str(tmp_path/"sft.pt"), "--out", str(tmp_path/"sft")])
+    assert difference(sft, loaded(tmp_path/"sft")) < 1e-4
+
+
 NO_LLAMA = """import torch
 class GPTConfig:
     def __init__(self): pass

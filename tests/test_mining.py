@@ -155,6 +155,18 @@ def test_a_shard_holds_its_units_alone(sharded):
     def units(name): return {r["prompt_id"] // UNIT for r in read_jsonl(sharded/name/"samples.jsonl")}
     assert units("s1") == {0} and units("s2") == {1, 2}
 
+def test_a_merge_of_shards_that_have_changed_is_not_kept_for_the_new_one(sharded, tmp_path):
+    shards = [shutil.copytree(sharded/name, tmp_path/name) for name in ("s1", "s2")]
+    merge(shards, tmp_path/"all")
+    before = files(tmp_path/"all")
+    merge(shards, tmp_path/"all")
+    changed = (tmp_path/"s2"/"samples.jsonl").read_text().replace('"score": 9', '"score": 8', 1)
+    (tmp_path/"s2"/"samples.jsonl").write_text(changed)
+    with pytest.raises(UserError, match="samples.jsonl is not what these shards hold now; choose another --out"):
+        merge(shards, tmp_path/"all")
+    assert files(tmp_path/"all") == before
+    merge(shards, tmp_path/"new")
+
 @pytest.mark.parametrize("names, says", [
     (["s1"], "shard 2/2 is missing"),
     ([], "name the run folders"),

@@ -58,6 +58,31 @@ def test_a_row_that_cannot_be_used_is_named_also_behind_a_thousand_others(tmp_pa
     same = ROW | {"chosen": "x", "rejected": "x"}
     refused(tmp_path, "pairs.jsonl:1101: chosen and rejected are the same", *rows[:1100], same)
     refused(tmp_path, "pairs.jsonl:2: the field 'chosen' is empty", ROW, ROW | {"chosen": " "})
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"chosen": "<|end|>", "chosen_finished": False}, "a response has no tokens"),
+    ({"chosen": "Lima<|end|>", "rejected": "Lima"}, "the same tokens"),
+    ({"chosen": "<|pad|>", "rejected": "<|end|>"}, "the same tokens")])
+def test_what_only_the_tokens_show_is_refused_in_a_file_and_in_a_list(tmp_path, change, says):
+    refused(tmp_path, f"pairs.jsonl:2: .*{says}", ROW, ROW | change)
+    with pytest.raises(UserError, match=f"pairs:2: .*{says}"): PairDataset([ROW, ROW | change], TOK, 256)
+
+
+@pytest.mark.parametrize("row, says", [
+    ({"prompt": "Who?", "chosen": "I"}, "the field 'rejected' is missing"), (ROW | {"chosen": 3}, "expected a text"),
+    (ROW | {"rejected": "Lima."}, "the same text"), ("a text", "expected an object")])
+def test_objects_of_a_list_are_held_to_the_same_as_lines(row, says):
+    with pytest.raises(UserError, match=f"pairs:2: .*{says}"): PairDataset([ROW, row], TOK, 256)
+
+
+def test_an_end_among_the_sampled_ids_is_not_doubled_and_ids_of_another_tokenizer_are_none(tmp_path):
+    letters = [TOK.token_to_id(c) for c in "Lima."]
+    for finished, ids in ((True, [*letters, END]), (False, letters)):
+        row = ROW | {"chosen_tokens": [*letters, END], "chosen_finished": finished}
+        assert dataset(tmp_path, row).rows[0][1] == ids
+    foreign = dataset(tmp_path, ROW | {"chosen_tokens": [*letters, 1_000_000]})
+    assert foreign.rows[0][1] == encode_response(TOK, "Lima.")
     refused(tmp_path, "holds no pairs")
 
 

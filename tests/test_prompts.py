@@ -11,8 +11,8 @@ from wikidpo.core.files import read_jsonl
 from wikidpo.judge.offline import offline_app, serving, STAND_INS
 from wikidpo.run.folder import writing
 from wikidpo.run.mine import read_prompts
-from wikidpo.run.prompts import (counts_table, cut_passages, first_user_turn, looks_english, Neighbours, shingles,
-                                 source_kind)
+from wikidpo.run.prompts import (counts_table, cut_passages, first_user_turn, looks_english, Neighbours, pick_column,
+                                 shingles, source_kind)
 from wikidpo.world.facts import DATA, normalize
 from wikidpo.world.grounded import TASK_PROMPT, tasks
 
@@ -377,6 +377,29 @@ def test_neighbours_are_counted_exactly():
         nearest = near.nearest(shingles(" ".join(map(str, range(shift, shift + 32)))))
         assert abs(nearest - common / (60 - common)) < 1e-9
         assert near.seen(" ".join(map(str, range(shift, shift + 32)))) == (common / (60 - common) >= .7)
+
+def test_a_dialogue_in_one_text_gives_its_first_question(tmp_path):
+    rows = [{"chosen": f"\n\nHuman: {q}\n\nAssistant: Never.", "rejected": "x"} for q in QUESTIONS]
+    run(jsonl(tmp_path/"hh.jsonl", rows), "--out", tmp_path/"p", "--n", 20, "--n-eval", 5)
+    assert {*sum(kept(tmp_path/"p"), [])} < {*QUESTIONS}
+
+
+def test_a_null_under_the_first_name_leaves_the_next():
+    assert pick_column({"prompt": None, "messages": []}, None) == "messages"
+    assert pick_column({"prompt": None}, None) == "prompt" and pick_column(["messages", "prompt"], None) == "prompt"
+
+
+def test_a_start_that_was_stopped_between_its_files_goes_on(tmp_path, capsys):
+    run("grounded", "--out", tmp_path/"p", "--n", 20, "--n-eval", 5)
+    whole = kept(tmp_path/"p")
+    for gone in ("prompts_eval.jsonl", "counts.json"): (tmp_path/"p"/gone).unlink()
+    run("grounded", "--out", tmp_path/"p", "--n", 20, "--n-eval", 5)
+    assert kept(tmp_path/"p") == whole and counts(tmp_path/"p")["mine"] == 20
+    (tmp_path/"p"/"counts.json").unlink()
+    own = (tmp_path/"p"/"prompts_mine.jsonl").read_bytes()
+    said = refused(capsys, tmp_path/"p", "grounded", "--n", 21, "--n-eval", 5, nothing=False) # not ours to replace
+    assert "is not empty" in said and (tmp_path/"p"/"prompts_mine.jsonl").read_bytes() == own
+
 
 def test_words_that_are_no_prompts():
     assert [first_user_turn(v) for v in (3, None, [], [3], [{"role": "assistant", "content": "x"}])] == [None] * 5

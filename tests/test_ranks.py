@@ -31,7 +31,7 @@ def command(n, pairs, out, *flags):
     return [sys.executable, *how, "-m", "wikidpo.run.train", "--pairs", str(pairs), "--out", str(out), *FLAGS, *flags]
 
 
-def run(*args): return subprocess.run(command(*args), capture_output=True, text=True, timeout=600)
+def run(*args): return subprocess.run(command(*args), capture_output=True, text=True, timeout=300)
 
 
 def stop_when_saved(n, pairs, out, *flags, with_signal=signal.SIGTERM):
@@ -69,6 +69,17 @@ def test_processes_give_the_numbers_of_one(pairs, alone, tmp_path, n, flags):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("6 steps") == 1                      # one voice
     assert_same(alone, tmp_path/"run")
+
+
+def test_shards_with_unequally_many_forwards_end(tmp_path):
+    "The last step has three pairs for one process, two forwards, and two for the other; each gathers all weights"
+    write_jsonl(tmp_path/"pairs.jsonl", read_jsonl(DATA/"pairs.jsonl")[:13])
+    flags = ["--batch-size", "2", "--grad-accum-steps", "4"]
+    for n, more in ((1, []), (2, ["--shard"])):
+        done = run(n, tmp_path/"pairs.jsonl", tmp_path/str(n), *flags, *more)
+        assert done.returncode == 0, done.stderr
+    metrics = [read_jsonl(tmp_path/name/"metrics.jsonl") for name in ("1", "2")]
+    for a, b in zip(*metrics, strict=True): assert {k: pytest.approx(v, rel=1e-5, abs=1e-5) for k, v in a.items()} == b
 
 
 @pytest.mark.parametrize("first, then, flags", [

@@ -53,6 +53,31 @@ def agree(response, want):
     return (response.ids, response.finished) == want[:2] or want[2] < 1e-4
 
 
+def test_rows_that_have_ended_do_not_outgrow_a_learners_model():
+    "Seven of eight end and make room for others; the eighth ends a step later, and must not grow with those"
+    start, room, end = 40, 24, 5
+    read = []
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, ids, targets=None):
+            read.append(ids.shape[1])
+            assert ids.shape[1] <= start + room - 1
+            logits = torch.zeros(*ids.shape, 9)
+            place, late = torch.arange(ids.shape[1]), (ids[:, :1] == 7).long()
+            ends = (ids[:, :1] < 8) & (place >= start + 18 + late)
+            logits[..., end] = torch.where(ends, 1e4, -1e4)
+            return logits, None
+
+    asked = [[min(i, 8)] + [8] * (start - 1) for i in range(16)]  # 8: never ends
+    u = torch.full((16, room), .5)
+    found = generate_ragged(Model(), asked, torch.ones(16), u, 9, end, batch=8)
+    assert max(read) == start + room - 1 and [len(row) for row in found] == [20] * 7 + [21] + [room] * 8
+
+
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(FEW, st.integers(1, 30), st.sampled_from([None, ragged(), ragged(batch=2)]))
 def test_greedy_is_identical_with_and_without_cache_in_any_ragged_batch(picks, max_new, grow):

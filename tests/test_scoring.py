@@ -19,7 +19,7 @@ from wikidpo.core.train import freeze
 from wikidpo.engine import compiled as compiled_module
 from wikidpo.engine.attention import block_attention, fused_attention
 from wikidpo.engine.compiled import try_compiled
-from wikidpo.engine.head import ChunkedHead
+from wikidpo.engine.head import ChunkedHead, softmax_and_logps
 from wikidpo.engine.scoring import Scoring, TrainingParts
 from wikidpo.engine.shared_prompt import WORTH_SHARING, Scorer, read_once
 from wikidpo.run.folder import write_jsonl
@@ -114,6 +114,21 @@ def test_head_in_pieces_is_the_head(n):
     for y in (ChunkedHead(model, 128)(h, labels), plain):
         found.append([y, *torch.autograd.grad((y * weights).sum(), (h, model.embed.weight))])
     for a, b in zip(*found, strict=True): assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_the_head_holds_one_piece_where_nobody_asks_for_a_gradient():
+    "Also of a model that is being trained, as when held-out pairs are measured"
+    model, held = copy.deepcopy(MODELS[0]), []
+
+    def softmax(z, y, out):
+        held.append(out.untyped_storage().nbytes() // (4 * z.shape[1]))
+        return softmax_and_logps(z, y, out)
+
+    head, h, labels = ChunkedHead(model, 100, softmax), torch.randn(1000, 32), torch.randint(97, (1000,))
+    assert model.embed.weight.requires_grad
+    with torch.no_grad(): alone = head(h, labels)
+    trained = head(h, labels)
+    assert held == [100] * 10 + [1000] * 10 and torch.equal(alone, trained)
 
 
 def test_bf16_rounds_the_weights_once_and_gives_the_gradient_of_fp32(tmp_path):

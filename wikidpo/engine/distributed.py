@@ -125,9 +125,12 @@ def save_state(path, module, opt,
     torch.save({"model": model, "optimizer": moments, **more}, buf)
     write_atomic(path, buf.getvalue())
 
-def load_state(path, module, opt)->dict:
+def load_state(path, module, opt,
+               check=lambda state: None, # check(state) raises before anything is filled
+              )->dict:
     "Fill `module` and `opt`, whatever the number of ranks, and return the rest of the state"
     state = torch.load(path, map_location="cpu", weights_only=True)
+    check(state)
     dcp, _ = whole_state()
     whole = dcp.StateDictOptions(full_state_dict=True)
     dcp.set_state_dict(module, opt, model_state_dict=state.pop("model"),

@@ -31,8 +31,7 @@ def softmax_and_logps(z, # (n, V) logits
 class LabelLogps(torch.autograd.Function):
     "log pi(label) of hidden states by a head, in pieces; see `ChunkedHead`"
     @staticmethod
-    def forward(ctx, h, weight, labels, head): # (N, n_embd), (V, n_embd), (N,), ChunkedHead
-        wanted = any(ctx.needs_input_grad)
+    def forward(ctx, h, weight, labels, head, wanted): # (N, n_embd), (V, n_embd), (N,), ChunkedHead, a gradient
         logps = torch.empty(len(h), 1, device=h.device)
         held = len(h) if wanted else min(head.chunk, len(h))
         d = h.new_empty(held, len(weight))                            # softmax - onehot
@@ -50,7 +49,7 @@ class LabelLogps(torch.autograd.Function):
         h, weight, d, packed_back = ctx.saved_tensors
         dh = d @ weight if packed_back is None else packed_linear(d, packed_back, h.shape[1])
         dweight = d.T @ (-grad[:, None] * h).to(h.dtype)
-        return (-grad[:, None] * dh).to(h.dtype), dweight.to(weight.dtype), None, None
+        return (-grad[:, None] * dh).to(h.dtype), dweight.to(weight.dtype), None, None, None
 
 # %% ../../nbs/engine/head.ipynb #19923efe
 class ChunkedHead:
@@ -68,7 +67,8 @@ class ChunkedHead:
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
         weight = self.model.head_weight
         if self.packed is None: weight = weight.to(dtype)
-        return LabelLogps.apply(h.to(dtype), weight, labels, self)
+        wanted = torch.is_grad_enabled() and (h.requires_grad or weight.requires_grad)
+        return LabelLogps.apply(h.to(dtype), weight, labels, self, wanted)
 
     def logits(self, h, weight):
         if self.packed is None: return F.linear(h, weight)

@@ -211,6 +211,7 @@ def token_logits(model, ids, cache):
 # %% ../../nbs/engine/ragged.ipynb #c202478b
 class RecomputedRows:
     "Next-token logits of a ragged batch for any model(ids, targets) -> (logits, loss), the whole prefix at every step"
+    crowded = 1. # finished rows leave where fewer go on; here at once, for each grows with the others
     def __init__(self, model, k): # k rows for each prompt
         device = next(model.parameters()).device
         self.model, self.k = model, k
@@ -239,6 +240,7 @@ class RecomputedRows:
 class CachedRows:
     "Next-token logits of a ragged batch, for WikiGPT: no token computed twice, and each prompt once for its K rows"
     multiple, room = 1, 16                                            # of prompts' columns, and columns it grows by
+    crowded = .75                                                     # leaving copies the cache: several at a time
 
     def __init__(self, model, k, past=None): # k rows for each prompt; what all prompts begin with, of `read_beginning`
         self.model, self.k, self.cache = model, k, SharedCache(k, self.room)
@@ -307,7 +309,7 @@ def sample_rows(new_batch, # a ragged batch without rows: new_batch()
         tokens[states.number, at] = drawn
         going = states.count(drawn, end, max_new)
         if len(going):
-            if len(going) <= .75 * len(states.number):
+            if len(going) < rows.crowded * len(states.number):
                 rows.keep(going)
                 states.keep(going)
                 drawn = drawn[going]

@@ -20,7 +20,7 @@ from ..core.train import PlainEngine, make_optimizer, micro_batches
 from .distributed import (exchange_gradients, full_tensor, gather_weights, load_state, rank,
                                         save_state, sum_over_ranks, world_size, wrap_distributed)
 from .prefetch import prefetch
-from .reference_cache import cached_table, code_digest, logps_table, weights_digest
+from .reference_cache import cached_table, code_digest, logps_table, model_digest
 from .scoring import Scoring
 from .shared_prompt import list_ahead
 
@@ -60,10 +60,12 @@ class TrainingEngine(PlainEngine):
 
     def resume(self):
         "Weights, optimizer and history of the run that was stopped"
-        saved = load_state(self.state, self.module, self.opt)
-        if saved["pairs"] != self.dataset.digest:
+        def check(saved):
+            if saved["pairs"] == self.dataset.digest: return
             raise UserError(f"{self.state}: this run was begun with other pairs; "
                             "choose another --out, or delete the folder")
+
+        saved = load_state(self.state, self.module, self.opt, check)
         self.history = saved["history"]
         self.scoring.weights_changed()
         for metrics in self.history: self.on_resume(metrics)
@@ -79,8 +81,10 @@ class TrainingEngine(PlainEngine):
         return micro_batches(self.dataset, pair_ids[rank()::world_size()], self.cfg.batch_size)
 
     def takes_part(self, pair_ids):
-        "The same, or a stand-in: who has no pair still takes part"
-        return self.groups(pair_ids) or [pair_ids[:1]]
+        "The same, with stand-ins behind them: every process has as many forwards as the one with most"
+        groups = self.groups(pair_ids)
+        most = -(-len(pair_ids[::world_size()]) // self.cfg.batch_size)
+        return groups + [pair_ids[:1]] * (most - len(groups))
 
     def prepare(self, group): # numbers of pairs
         "The batch of a forward; where it is prepared ahead, on the device already"
@@ -99,19 +103,20 @@ class TrainingEngine(PlainEngine):
         return batch if batch and batch.pair_ids == group else self.prepare(group)
 
     def micro_batches(self, pair_ids):
-        groups, has_pairs = self.takes_part(pair_ids), len(pair_ids) > rank()
+        groups, own = self.takes_part(pair_ids), len(self.groups(pair_ids))
         for k, group in enumerate(groups):
             exchange_gradients(self.module, k == len(groups) - 1)
             batch = self.next_batch(group)
-            batch.weight = float(has_pairs)
+            batch.weight = float(k < own)                             # a stand-in counts for nothing
             yield batch
 
     def reference_table(self, schedule):
         "log pi_ref of chosen and rejected of all pairs, (pairs, 2), from the forwards of the first epoch"
         epoch = schedule[:len(schedule) // self.cfg.epochs]
         parts, ref = self.scoring.parts, self.scoring.ref.model
-        key = [weights_digest(ref), code_digest(ref), self.scoring.device.type, self.dataset.digest, parts.precision,
-               self.cfg.batch_size, world_size(), epoch, self.scoring.compiled, parts.packed]
+        put_on = [parts.precision, parts.attention.__qualname__, parts.chunk, parts.packed, self.scoring.compiled]
+        key = [model_digest(ref), code_digest(ref), self.scoring.device.type, self.dataset.digest,
+               self.cfg.batch_size, world_size(), epoch, *put_on]
         groups = [group for pair_ids in epoch for group in self.groups(pair_ids)]
         return cached_table(lambda: self.score(self.scoring.ref, groups), key, self.cache)
 

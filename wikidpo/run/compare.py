@@ -61,7 +61,11 @@ def common_prompts(files)->list:
 def read_files(paths, n:int|None=None # the first so many of the common prompts; None: all
               )->tuple:
     "(`Answers` of each file, the prompts of all of them as keys of `found`)"
-    if len(set(map(str, paths))) < 2: raise UserError("two different files of answers are needed")
+    there = [Path(path).resolve() for path in paths]
+    twice = next((path for i, path in enumerate(paths) if there[i] in there[:i]), None)
+    if twice or len(paths) < 2:
+        named = f"; {quoted(twice)} is named twice" if twice else ""
+        raise UserError(f"two different files of answers are needed{named}")
     if n is not None and n < 1: raise UserError(f"n: must be at least 1, found {n}")
     files = [_read_file(path, name) for path, name in zip(paths, file_names(paths))]
     common = common_prompts(files)

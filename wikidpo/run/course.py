@@ -28,18 +28,20 @@ def write_lessons(to, # folder, new or of an earlier time
                  )->tuple:
     "(paths written, paths left because they were changed), both relative to the folder"
     source, to = Path(source or course_folder()), Path(to)
-    written, left = {}, []
+    written, left, known = [], [], {}
     notes = update_json(to/NOTES)                                     # of an earlier time
     for path in sorted(p for p in source.rglob("*") if p.is_file()):
         name = path.relative_to(source).as_posix()
         new, there = sha256_of(path), sha256_of(to/name)
-        if there == new: continue
-        if there and there != notes.get(name): left.append(name)
-        else:
+        if there and there not in (new, notes.get(name)):
+            left.append(name)
+            continue
+        if there != new:
             write_atomic(to/name, path.read_bytes())
-            written[name] = new
-    update_json(to/NOTES, **written)
-    return list(written), left
+            written.append(name)
+        known[name] = new
+    update_json(to/NOTES, **known)
+    return written, left
 
 # %% ../../nbs/run/course.ipynb #c0a1e022
 def course_file(name)->Path: # as in the source, such as nbs/results/rig.json

@@ -6,7 +6,7 @@
 __all__ = ['gen_all', 'summarize', 'with_truth', 'judge_missing', 'judged_rows', 'evaluate']
 
 # %% ../../nbs/run/evaluate.ipynb #6c86f7e3
-import math, time
+import time
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -66,7 +66,7 @@ def summarize(rows, # of verdicts.jsonl
     found = win_rates([r["first"] for r in rows], [r["second"] for r in rows], longer)
     read = [r for r in rows if r["result"] is not None]
     def chars(side): return fmean(len(r[side]) for r in read) if read else 0.
-    diff = bootstrap([len(r["a"]) - len(r["b"]) for r in read]) if read else (math.nan, math.nan)
+    diff = bootstrap([len(r["a"]) - len(r["b"]) for r in read]) if read else (None, None)
     return found | {"chars_a": chars("a"), "chars_b": chars("b"), "chars_diff_low": diff[0], "chars_diff_high": diff[1],
                     **_against_truth(read)}
 

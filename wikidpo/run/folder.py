@@ -169,7 +169,8 @@ def content_of(**files)->dict: # paths by what they are to a step; None: it has 
     return {name: sha256_of(path) for name, path in files.items()}
 
 # %% ../../nbs/run/folder.ipynb #f0lder14
-OURS = ".lock", ".*.tmp", "prediction.json", "sweep.json", "pairs[0-9]*.jsonl", "beta[0-9]*" # without a config.yaml
+OURS = (".lock", ".*.tmp", "prediction.json", "sweep.json", "pairs[0-9]*.jsonl", "beta[0-9]*", # without a config.yaml
+        "prompts_mine.jsonl", "prompts_eval.jsonl") # of `wikidpo prompts`, stopped before its counts
 
 def look_at(out):
     "Refuses what is no run folder, or has a symbolic link in it"

@@ -218,11 +218,11 @@ def told(taken:Taken, what:str)->str: # the plural of a row
 
 # %% ../../nbs/run/foreign.ipynb #frgn0024
 def is_ours(path)->bool:
-    "Whether the first line of a file has a text each for prompt, chosen and rejected"
+    "Whether the first line of a file has a text each for prompt, chosen and rejected, and no name of elsewhere"
     if not has_lines(path): return False
     for _, row in islice(each_row(path), 1):
         texts = [row.get(name) for name in ("prompt", "chosen", "rejected")]
-        if not all(isinstance(text, str) for text in texts) or row.get("system_prompt"): return False
+        if not all(isinstance(text, str) for text in texts) or "system_prompt" in row: return False
         return not is_dialogue(texts[0] + "\n\nAssistant:")
     return True
 

@@ -370,8 +370,18 @@ def merge(shards, # run folders, one for each shard, in any order
     constrained = all(s["constrained"] for s in summaries)
     seconds = round(sum(s["seconds"] for s in summaries), 1)
     with writing(out):
-        if done := finished(out, "mine", config | {"shard": None}): return done
-        claim(out, "mine", config | {"shard": None})
+        if done := finished(out, "mine", config | {"shard": None}, None):
+            _refuse_other_merge(out, files)
+            return done
+        claim(out, "mine", config | {"shard": None}, None)
         for name, data in files.items(): write_atomic(out/name, data)
         more = {"constrained": constrained, "seconds": seconds}
         return _filter_samples(out, config["gap"], config["best"], None, confirm, **more)
+
+def _refuse_other_merge(out, files): # {name: what the shards hold together now}
+    "`UserError` if a folder was merged from shards with other contents"
+    def is_as_merged(name): return (out/name).exists() and (out/name).read_bytes() == files[name]
+    changed = next((name for name in files if not is_as_merged(name)), None)
+    if not changed: return
+    raise UserError(f"{quoted(out)}: its {changed} is not what these shards hold now; choose another --out, or delete "
+                    "the folder to merge them again")

@@ -120,8 +120,9 @@ def _or_none(values)->list:
 
 # %% ../../nbs/show/inspector.ipynb #1a5b0007
 def _score_counts(scores)->list:
-    "How many of the scores are 1, 2, ..., 10"
-    return [int((scores == s).sum()) for s in range(1, 11)]
+    "How many of the scores are 1, 2, ..., 10; an expected one counts for the nearest"
+    nearest = np.floor(scores + .5) # a half is rounded up, as in JavaScript
+    return [int((nearest == s).sum()) for s in range(1, 11)]
 
 def _temperature_counts(chosen, rejected)->tuple:
     "The temperatures, and how many pairs have each combination; both empty where one is unknown"

@@ -122,8 +122,9 @@ def wrong_pairs_or_policy(e:Evidence)->str:
 # %% ../../nbs/lessons/07_reading_the_run.ipynb #07d0c715
 def learnt_nothing(e:Evidence)->str:
     "Why a loss stays where it began: the policy moved and beta hides it, or it did not move"
-    if e.beta and e.beta < .05 and max(e.z, e.z_watched or 0) > .5:
-        return (f"beta is too low: the policy has moved by {e.z:.1f} nats, "
+    moved = max(e.z or 0, e.z_watched or 0)
+    if e.beta and e.beta < .05 and moved > .5:
+        return (f"beta is too low: the policy has moved by {moved:.1f} nats, "
                 "which times beta is nothing")
     if not e.beta: return "beta or the learning rate is too low: only with beta can one tell which"
     return "hardly anything was learnt: the learning rate is too low, or the run too short"
@@ -142,9 +143,10 @@ def loss_glides_down(e:Evidence)->Sign:
     noise = statistics.stdev(steps) / len(steps)**.5 if len(steps) > 1 else 0. # of the mean, nats
     flat = loss - 2 * noise > .993 * e.equal_loss
     wild = loss > 2 * e.equal_loss
+    may_be_negative = e.config.get("loss_type") == "robust"                # of a pair that is right
     why_not = wrong_pairs_or_policy(e) or learnt_nothing(e)
     return Sign("the loss glides down, and not to 0",
-                not flat and not wild and loss > .1 * e.equal_loss,
+                not flat and not wild and (loss > .1 * e.equal_loss or may_be_negative),
                 f"{loss:.4f} at the end, single steps {min(steps):.2f} to {max(steps):.2f}",
                 why_not if flat or wild else learnt_too_easily(e))
 

@@ -17,7 +17,7 @@ const PAGE = 8; // pairs in the list
 const SCORES = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
 const ends = ["chosen", "rejected"];
 
-const scoreCounts = scores => SCORES.map(s => scores.filter(x => x === s).length);
+const scoreCounts = scores => SCORES.map(s => scores.filter(x => Math.round(x) === s).length);
 
 const temperatureCounts = (chosen, rejected) => {
   if ([...chosen, ...rejected].some(Number.isNaN)) return { temperatures: [], counts: [] };
