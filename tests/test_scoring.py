@@ -14,10 +14,10 @@ from compiler import COMPILER, run_without_compiler
 from engines import CFG, MINI, MODELS, TOK, collate, first_pairs, one_step, engine, ragged, value_and_gradient
 from wikidpo.core.data import PairBatch, PairDataset
 from wikidpo.core.logps import pair_logps
-from wikidpo.core.model import Block
+from wikidpo.core.model import Block, causal
 from wikidpo.core.train import freeze
 from wikidpo.engine import compiled as compiled_module
-from wikidpo.engine.attention import block_attention, fused_attention
+from wikidpo.engine.attention import block_attention
 from wikidpo.engine.compiled import try_compiled
 from wikidpo.engine.head import ChunkedHead, softmax_and_logps
 from wikidpo.engine.scoring import Scoring, TrainingParts
@@ -96,11 +96,12 @@ def test_rejected_cannot_be_seen_from_chosen_nor_the_other_way_round():
 
 
 @pytest.mark.parametrize("T", [1, 127, 128, 129, 300])
-def test_block_attention_is_attention(T):
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_block_attention_is_attention(T, groups):
     torch.manual_seed(T)
-    q, k, v = (torch.randn(2, 3, T, 16, requires_grad=True) for _ in range(3))
-    g, found = torch.randn(2, 3, T, 16), []
-    for attend in (block_attention, fused_attention):
+    q, k, v = (torch.randn(2, heads, T, 16, requires_grad=True) for heads in (4, groups, groups))
+    g, found = torch.randn(2, 4, T, 16), []
+    for attend in (block_attention, causal):
         y = attend(q, k, v)
         found.append([y, *torch.autograd.grad(y, (q, k, v), g)])
     for a, b in zip(*found, strict=True): assert torch.allclose(a, b, atol=1e-5)

@@ -108,6 +108,12 @@ def test_nothing_but_ties_says_less_the_fewer_there_are():
     assert if_all_alike(.5, 5) == few[1:]
 
 
+def test_no_comparison_and_a_sure_one_have_numbers_too():
+    rate, *interval = win_rate([])
+    assert math.isnan(rate) and interval == [0, 1]
+    assert power(1., 100) == power(0., 100) == 1 and power(1., 3) == 0
+
+
 def test_one_prompt_or_none_breaks_nothing():
     for first, second in itertools.product(("A", "B", "TIE", None), repeat=2):
         found = win_rates([first], [second], [0])

@@ -52,8 +52,9 @@ def score_pairs(rm, # ScalarModel
                 pairs, # of (chosen, rejected), as in a PairDataset
                ):
     "Scores of the chosen and of the rejected answers, (B,) each"
-    batch = collate(pairs)
-    return reward_score(rm, *batch.chosen), reward_score(rm, *batch.rejected)
+    batch, device = collate(pairs), next(rm.parameters()).device
+    def score(side): return reward_score(rm, *(t.to(device) for t in side))
+    return score(batch.chosen), score(batch.rejected)
 
 def train_reward(rm, # ScalarModel, trained in place
                  pairs, # of (chosen, rejected), as in a PairDataset
@@ -75,11 +76,12 @@ def train_reward(rm, # ScalarModel, trained in place
     return losses
 
 # %% ../../nbs/appendix/ppo.ipynb #ppo-exported-imports
-import math, operator
+import math
 from dataclasses import dataclass, fields
 from statistics import fmean
 
 from .chat import encode_prompt, end_id
+from .config import check_above_zero, check_at_least_one, check_limits, MOST
 from .data import pad_right
 from .sample import sample_k
 
@@ -159,18 +161,8 @@ class RewardConfig:
     epochs:int=1 # passes over the pairs
 
     def __post_init__(self):
-        _check_bounds("reward", self, least=dict(batch_size=1, epochs=1), above=dict(lr=0))
-
-def _check_bounds(section, cfg, **bounds):
-    "Refuse a value beyond its bound; bounds: {name: bound} of each kind, least, above and most"
-    kinds = dict(least=("at least", operator.ge), above=("above", operator.gt),
-                 most=("at most", operator.le))
-    for kind, limits in bounds.items():
-        words, within = kinds[kind]
-        for name, limit in limits.items():
-            value = getattr(cfg, name)
-            if within(value, limit): continue
-            raise UserError(f"{section}.{name}: must be {words} {limit}, found {value}")
+        check_at_least_one(self, "reward", ["batch_size", "epochs"])
+        check_above_zero(self, "reward", ["lr"])
 
 # %% ../../nbs/appendix/ppo.ipynb #40043bc5
 @dataclass
@@ -191,10 +183,9 @@ class PPOConfig:
     max_grad_norm:float=1. # largest gradient norm
 
     def __post_init__(self):
-        counts = dict(steps=1, batch_size=1, epochs=1, minibatches=1, max_new=1)
-        _check_bounds("ppo", self, least=counts | dict(kl=0, gamma=0, lam=0),
-                      above=dict(lr=0, value_lr=0, eps=0, max_grad_norm=0),
-                      most=dict(minibatches=self.batch_size, gamma=1, lam=1, eps=1))
+        check_at_least_one(self, "ppo", ["steps", "batch_size", "epochs", "max_new"])
+        check_above_zero(self, "ppo", ["lr", "value_lr", "eps", "max_grad_norm"])
+        check_limits(self, "ppo", minibatches=(1, self.batch_size), kl=(0, MOST), gamma=(0, 1), lam=(0, 1), eps=(0, 1))
 
 # %% ../../nbs/appendix/ppo.ipynb #71fe81ef
 def join_responses(tok, # their tokenizer
@@ -335,7 +326,7 @@ def step_memory(frozen, # models that are only read
     opt = torch.optim.AdamW(params, lr=0.)
     opt.step()
     state = [t for s in opt.state.values() for t in s.values()]
-    out = {"weights": sum(weights.values()), "gradients": sum(p.grad.nbytes for p in params),
+    out = {"weights": sum(weights.values()), "gradients": sum(p.grad.nbytes for p in params if p.grad is not None),
            "optimizer": sum(t.nbytes for t in state),
            "activations": sum(n for at, n in kept.items() if at not in weights)}
     opt.zero_grad()

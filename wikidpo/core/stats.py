@@ -34,6 +34,7 @@ def power(p:float, # true decided win rate
     normal = NormalDist()
     sd = math.sqrt(p*(1 - p)/m)
     edge = normal.inv_cdf(1 - alpha/2)/(2*math.sqrt(m))
+    if sd == 0: return float(edge < .5) # one of them wins always
     return normal.cdf((p - .5 - edge)/sd) + normal.cdf((.5 - p - edge)/sd)
 
 # %% ../../nbs/lessons/08_win_rate.ipynb #50d2c076
@@ -116,6 +117,7 @@ def win_rate(results, # 'a', 'tie' or 'b', one a prompt
              )->tuple:
     "(rate, low, high): wins and half the ties over all prompts, bootstrap over prompts"
     scores = [POINTS[r] for r in results]
+    if not scores: return math.nan, 0., 1.
     alike = len(set(scores)) == 1
     interval = if_all_alike(scores[0], len(scores)) if alike else bootstrap(scores)
     return fmean(scores), *interval

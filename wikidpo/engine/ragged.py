@@ -20,7 +20,7 @@ from ..core.config import UNIT
 from ..core.data import pad_right
 from ..core.files import UserError
 from ..core.logps import full_logits
-from ..core.model import GPT, Block, causal
+from ..core.model import GPT, Block, causal, for_each_head
 from ..core.sample import draw, sample_k
 
 # %% ../../nbs/engine/ragged.ipynb #bfe869df
@@ -153,10 +153,10 @@ def common_beginning(prompts)->int: # lists of token ids
 
 def causal_after(q, k, v): # q (P, H, T, d), k and v (P, G, n + T, d)
     "Causal attention of the last T tokens; (P, H, T, d)"
-    n, group = k.shape[2] - q.shape[2], q.shape[1] // k.shape[1]
+    n = k.shape[2] - q.shape[2]
     if not n: return causal(q, k, v)
     sees = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(n)
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    k, v = for_each_head(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=sees)
 
 # %% ../../nbs/engine/ragged.ipynb #be91n002
@@ -272,7 +272,7 @@ class RowStates:
         self.number = torch.cat([self.number, new])
         self.step, self.going = F.pad(self.step, (0, n)), F.pad(self.going, (0, n), value=True)
 
-    def count(self, drawn, end, max_new):
+    def advance(self, drawn, end, max_new):
         "A token more for each row; the numbers of those that go on"
         self.step = self.step + 1
         self.going = self.going & (drawn != end) & (self.step < max_new)
@@ -281,14 +281,14 @@ class RowStates:
     def keep(self, rows):
         self.number, self.step, self.going = self.number[rows], self.step[rows], self.going[rows]
 
-def fill_batch(rows, states, prompts, waiting, k, batch):
+def fill_batch(rows, states, prompts, next_prompt, k, batch):
     "Let prompts that wait take the free places; the number of the next one to wait"
     free = batch - -(-len(states.number) // k)
-    more = min(free, len(prompts) - waiting)
-    if more <= 0: return waiting
-    rows.add(prompts[waiting:waiting + more])
-    states.add(waiting * k, more * k)
-    return waiting + more
+    more = min(free, len(prompts) - next_prompt)
+    if more <= 0: return next_prompt
+    rows.add(prompts[next_prompt:next_prompt + more])
+    states.add(next_prompt * k, more * k)
+    return next_prompt + more
 
 # %% ../../nbs/engine/ragged.ipynb #0073308a
 def sample_rows(new_batch, # a ragged batch without rows: new_batch()
@@ -300,21 +300,21 @@ def sample_rows(new_batch, # a ragged batch without rows: new_batch()
     "Tokens drawn, (K prompts, max_new); behind an end stands NOTHING"
     (n, max_new), k = u.shape, len(u) // len(prompts)
     tokens = torch.full((n, max_new + 1), NOTHING, device=u.device)   # the last column takes what finished rows draw
-    rows, states, waiting = new_batch(), RowStates(u.device), 0
+    rows, states, next_prompt = new_batch(), RowStates(u.device), 0
     while True:
-        waiting = fill_batch(rows, states, prompts, waiting, k, batch)
+        next_prompt = fill_batch(rows, states, prompts, next_prompt, k, batch)
         at = torch.where(states.going, states.step, max_new)
         own_u = u[states.number, at.clamp(max=max_new - 1)]
         drawn = draw(rows.logits, temp[states.number], own_u, top_k)
         tokens[states.number, at] = drawn
-        going = states.count(drawn, end, max_new)
-        if len(going):
-            if len(going) < rows.crowded * len(states.number):
-                rows.keep(going)
-                states.keep(going)
-                drawn = drawn[going]
+        unfinished = states.advance(drawn, end, max_new)
+        if len(unfinished):
+            if len(unfinished) < rows.crowded * len(states.number):
+                rows.keep(unfinished)
+                states.keep(unfinished)
+                drawn = drawn[unfinished]
             rows.append(drawn)
-        elif waiting < len(prompts): rows, states = new_batch(), RowStates(u.device)
+        elif next_prompt < len(prompts): rows, states = new_batch(), RowStates(u.device)
         else: return tokens[:, :-1]
 
 # %% ../../nbs/engine/ragged.ipynb #6edc2d86

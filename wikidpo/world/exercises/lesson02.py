@@ -111,8 +111,9 @@ check_noisy_loss = Exercise(
 Write the DPO loss of a batch from the four log-probabilities, with one addition: a share
 $\varepsilon$ (`eps`) of the verdicts is taken to be flipped, so the loss is
 $(1-\varepsilon)\,\ell(z) + \varepsilon\,\ell(-z)$ with $\ell(z) = -\log\sigma(\beta z)$ and
-$z = (\pi_c - \text{ref}_c) - (\pi_r - \text{ref}_r)$, averaged over the pairs. Plain DPO is
-$\varepsilon = 0$.
+$z = (\log\pi(y_c) - \log\pi_{\text{ref}}(y_c)) - (\log\pi(y_r) - \log\pi_{\text{ref}}(y_r))$,
+averaged over the pairs. Plain DPO is $\varepsilon = 0$. (Mind the order of the arguments: here the
+two numbers of the chosen answer come first, and `margin` wants those of the policy first.)
 
 **Predict first:** policy and reference are the same. What is the loss, and does $\varepsilon$
 change it?

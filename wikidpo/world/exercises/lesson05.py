@@ -10,7 +10,7 @@ from .base import Exercise, Mistake
 
 # %% ../../../nbs/world/exercises/lesson05.ipynb #pick-pair-cases
 def _pick_pair_cases():
-    "scores, gap, best: a clear pair, a pair at each edge, and each reason for none"
+    "scores, gap, best: a clear pair, a pair at each edge, each reason for none, and equals"
     return [([3, 8, 1, 6], 2, 6),
             ([9, 6, 7, 8], 2, 6),
             ([7, 5, 6, 5], 2, 6),
@@ -19,9 +19,11 @@ def _pick_pair_cases():
             ([9, None, 8, 8], 2, 6),
             ([None, 9, None, None], 2, 6),
             ([None, 5, None, 8], 2, 6),
-            ([8, 7, 7, 7], 2, 6)]
+            ([8, 7, 7, 7], 2, 6),
+            ([9, 9, 2, 2], 2, 6)]
 
 # %% ../../../nbs/world/exercises/lesson05.ipynb #9536d49c
+# style: one exercise with its cases
 check_pick_pair = Exercise(
     lesson=5, title="Two filters", stars=1, minutes=8,
     task="""
@@ -57,6 +59,9 @@ often; the second is a tie, since a missing score says nothing about the answer.
         Mistake("The gap is missing: a difference of one point is noise of the judge.",
             right="scores[hi] - scores[lo] >= gap and ", wrong=""),
         Mistake("Chosen and rejected have changed places.", right="return (hi, lo)", wrong="return (lo, hi)"),
+        Mistake("Of equal scores the first counts, on both sides.",
+            right="hi, lo = max(scored, key=lambda i: scores[i]), min(scored, key=lambda i: scores[i])",
+            wrong="order = sorted(scored, key=lambda i: scores[i]); hi, lo = order[-1], order[0]"),
         Mistake("These are the scores: return the indices.",
             right="(hi, lo) if", wrong="(scores[hi], scores[lo]) if"),
     ],
@@ -90,7 +95,7 @@ def share_colder(pairs):
     return sum(p["temp_chosen"] < p["temp_rejected"] for p in apart) / len(apart)
 ''',
     answer="""
-One half. Anything above is a lesson that the pairs teach beside the one you meant, and that a lower
+One half. Anything above is a lesson that the pairs teach besides the one you meant, and that a lower
 temperature at sampling would have taught for nothing. Lesson 08 measures how much of the win it is.
 """,
     mistakes=[

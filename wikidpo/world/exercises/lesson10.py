@@ -139,7 +139,7 @@ TRL's: if both answers have 40 tokens, 5 nats *a token* are 200 nats of margin. 
 in two programs is two different numbers; compare the rulers before the results.
 """,
     mistakes=[
-        Mistake("It is summed, as in lesson 02: TRL divides each log-ratio by its number of tokens.",
+        Mistake("It is summed, as published: TRL divides each log-ratio by its number of tokens.",
             right="(pi_c - ref_c) / n_c - (pi_r - ref_r) / n_r", wrong="(pi_c - ref_c) - (pi_r - ref_r)"),
         Mistake("Both sides are divided by one length: each has its own.",
             right="(pi_r - ref_r) / n_r", wrong="(pi_r - ref_r) / n_c"),

@@ -32,8 +32,8 @@ def carried_beta(beta, z_here, z_there):
     return beta * z_here / z_there
 ''',
     answer="""
-Looser: the same letting go would ask for about 0.4. The number is where a search begins, and not
-where it ends: the lesson tries three.
+Looser: the same letting go would ask for about 0.4, or for more, since a tighter leash narrows the
+margins there too. The number is where a search begins, and not where it ends: the lesson tries three.
 """,
     mistakes=[
         Mistake("The other way round: wider margins need a smaller beta.",
