@@ -186,7 +186,7 @@ def main():
             rows = {k: rows[k] for k in known if k in rows}
             results = {"machine": here, "rows": rows}
             write_atomic(path, json.dumps(results, indent=1) + "\n")
-            write_atomic(args.out/"README.md", page(results))
+            write_atomic(args.out/"README.md", page(results, args.out.resolve() == HERE))
             print(line(name, row, rows[name]), flush=True)
 
 

@@ -18,8 +18,9 @@ missed, the line says what these products and the necessary reading of weights, 
 the best rates of the first two tables. Loading, compiling and warming up stand in the last column and count for \
 nobody.
 """
-GPU = ("What was measured on a GPU: [h100](h100/README.md), by `bench.py` with the rows' names and "
-       "`--out benchmarks/h100`.")
+ELSEWHERE = ("Measured elsewhere, by `bench.py` with the rows' names and `--out`: on a GPU ([h100](h100/README.md)); "
+             "on two cores with AMX, which multiply in bfloat16 several times as fast as in float32 "
+             "([xeon](xeon/README.md)).")
 COLUMNS = "lowest to highest | this project is faster by | of the matrix rate | to get ready"
 FACTS = ("rows_at_once", "pairs_a_forward", "tokens_an_answer", "mine_s", "train_s", "judge_s", "reference_s", "growth",
          "peak_gb", "estimated") # shown beside the contestant's name
@@ -59,10 +60,10 @@ def section(name, result):
     return lines
 
 
-def page(results):
+def page(results, at_home=True): # whether it stands in benchmarks/
     "The whole of README.md"
     machine = [f"{spaced(k)} {v}" for k, v in results["machine"].items() if v is not None]
     lines = [INTRO, f"Machine: {', '.join(machine)}.", ""]
-    if not results["machine"].get("gpu"): lines += [GPU, ""]
+    if at_home: lines += [ELSEWHERE, ""]
     for name, result in results["rows"].items(): lines += section(name, result)
     return "\n".join(lines).replace("\n\n\n", "\n\n")

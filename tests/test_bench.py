@@ -158,6 +158,22 @@ def test_the_page_is_what_the_committed_results_say():
     assert page(json.loads(json.dumps(found))) == (folder/"README.md").read_text()
 
 
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in Path(bench.HERE).glob("*/results.json")))
+def test_pages_of_other_machines_are_what_their_results_say(folder):
+    found = json.loads((bench.HERE/folder/"results.json").read_text())
+    assert page(found, at_home=False) == (bench.HERE/folder/"README.md").read_text()
+    assert f"]({folder}/README.md)" in (bench.HERE/"README.md").read_text()
+
+
+def test_the_readme_tells_what_was_measured_last():
+    rows = json.loads((bench.HERE/"results.json").read_text())["rows"]
+    told = (bench.HERE.parent/"README.md").read_text().splitlines()
+    for row in rows.values():
+        if "times_as_fast_as" not in row: continue
+        [line] = [line for line in told if line.startswith(f"| {row['what']} | ")]
+        for goal, verdict in row["verdicts"]: assert f"{goal}: {verdict.split(':')[0]}" in line
+
+
 def test_numbers_of_a_quick_run_cannot_be_published(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench", "--quick"])
     with pytest.raises(SystemExit): bench.main()
