@@ -6,7 +6,7 @@ import pytest, torch
 
 from wikidpo.core.files import UserError
 from wikidpo.core.model import GPT, GPTConfig
-from wikidpo.models.adopt import (Foreign, full_logits, load_model_py, load_policy, match, readings,
+from wikidpo.models.adopt import (context_length, Foreign, full_logits, load_model_py, load_policy, match, readings,
                                   save_policy)
 from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
 
@@ -637,3 +637,10 @@ def test_124m_is_matched_in_half_a_minute(tmp_path):
     try: ours, _, diff = match(theirs, config | {"max_len": 1024})
     finally: torch.set_num_threads(threads)
     assert time.process_time() - start < 30 and diff < 1e-3 and ours.cfg.n_layer == 12
+
+
+@pytest.mark.parametrize("config, context", [
+    ({"n_blocks": 4, "max_tokens": 256}, 1024), ({"block_size": 16, "rope_original_length": 64}, 16),
+    ({"num_blocks": 8, "max_seq_len": 512}, 512), ({"context_length": 128, "n_block": 6}, 128), ({}, 1024)])
+def test_the_context_is_what_the_configuration_says_of_it(config, context):
+    assert context_length(config) == context

@@ -171,7 +171,7 @@ def test_the_readme_tells_what_was_measured_last():
     for row in rows.values():
         if "times_as_fast_as" not in row: continue
         [line] = [line for line in told if line.startswith(f"| {row['what']} | ")]
-        for goal, verdict in row["verdicts"]: assert f"{goal}: {verdict.split(':')[0]}" in line
+        for goal, answer in row["verdicts"]: assert f"{goal}: {answer.split(':')[0]}" in line
 
 
 def test_numbers_of_a_quick_run_cannot_be_published(monkeypatch, capsys):

@@ -233,3 +233,17 @@ def test_judge_prints_the_comparison_and_its_controls_and_draws_it(tmp_path):
     assert {f.name for f in (tmp_path/"run").iterdir()} >= {"verdicts.jsonl", "winrate.svg", "controls"}
     again = subprocess.run([*COMMAND, *words], capture_output=True, text=True)
     assert again.stdout.split("\n")[1:] == done.stdout.split("\n"), "done, kept, and told again"
+
+
+def test_after_a_restart_the_same_command_is_not_advised(tmp_path, capsys, monkeypatch):
+    "It would begin anew, and remove what was made"
+    def stopped(*args): raise KeyboardInterrupt
+    monkeypatch.setattr("wikidpo.run.mine.mine", stopped)
+    for flags, says in ((["--restart"], "same command without --restart goes on"), ([], "same command goes on")):
+        with pytest.raises(SystemExit) as e: main(["mine", "--out", str(tmp_path/"run"), *flags])
+        assert e.value.code == 130 and says in capsys.readouterr().err
+
+
+def test_a_lesson_looks_for_its_last_input_first(tmp_path, capsys):
+    with pytest.raises(SystemExit): main(["lesson", "--judge.prompts", "none.jsonl", "--out", str(tmp_path/"run")])
+    assert "none.jsonl: no such file" in capsys.readouterr().err and not (tmp_path/"run").exists()

@@ -10,7 +10,7 @@ from wikidpo.core.config import check_loss_options, LOSS_TYPES, TrainConfig
 from wikidpo.core.files import read_jsonl, UserError
 from wikidpo.run import config
 from wikidpo.run.folder import JsonlWriter, update_json
-from wikidpo.run.profiles import claim, finished, load_profile, section
+from wikidpo.run.profiles import claim, difference, finished, load_profile, section
 
 SECTIONS = {"policy": config.PolicyConfig, "mine": config.MineConfig, "train": config.RunTrainConfig,
             "judge": config.EvaluateConfig}
@@ -85,6 +85,16 @@ def test_what_does_not_decide_about_a_result_may_change(tmp_path, step, change, 
     if says:
         with pytest.raises(UserError, match=re.escape(says)): claim(tmp_path/"run", step, new)
     else: assert claim(tmp_path/"run", step, new) is None
+
+
+def test_a_file_that_has_moved_and_is_the_same_is_the_same(tmp_path):
+    "As of a package that lies elsewhere on another machine, and of a run folder that was renamed"
+    def section(path, sha):
+        return {"policy": {"checkpoint": path}, "a": path, "inputs": {"checkpoint": sha, "a": "1" * 64}}
+
+    assert difference("judge", section("here/dpo.pt", "2" * 64), section("/there/dpo.pt", "2" * 64)) is None
+    assert "policy.checkpoint is" in difference("judge", section("here", "2" * 64), section("there", "3" * 64))
+    assert "policy.checkpoint is" in difference("judge", section("here", None), section("there", None))
 
 
 def test_a_step_that_cannot_begin_anew_is_not_told_to(tmp_path):

@@ -20,7 +20,7 @@ from wikidpo.core.model import GPT
 from wikidpo.core.sample import sample_k
 from wikidpo.models.adopt import build_gpt
 from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
-from wikidpo.models.hf import export, from_hf, from_hf_config, import_
+from wikidpo.models.hf import export, freeze_chat, from_hf, from_hf_config, import_
 from wikidpo.models.policy import open_policy
 from wikidpo.models.smollm2 import HUB_ID
 from wikidpo.run.config import PolicyConfig
@@ -132,6 +132,20 @@ STYLES = {
     "zephyr": (sentencepiece, ("<s>", "</s>"), ZEPHYR, dict(bos_token="<s>", eos_token="</s>"), "</s>"),
     "llama2": (sentencepiece, ("<s>", "</s>"), LLAMA2, dict(bos_token="<s>", eos_token="</s>"), "</s>"),
 }
+
+
+SYSTEM_SAYS = "You follow each instruction. If you do not know the answer to a question, say how to answer."
+
+@pytest.mark.parametrize("template, end", [
+    (SMOLLM2.replace("{% for", "{{ '<|im_start|>system\\n" + SYSTEM_SAYS + "<|im_end|>\\n' }}{% for", 1), "<|im_end|>"),
+    ("Below is an instruction that describes a task. Write the answer.\n\n"
+     "{% for m in messages %}{% if m.role == 'user' %}"
+     "### Instruction:\n{{ m.content }}\n\n### Response:\n"
+     "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}",
+     "<|im_end|>")])
+def test_a_template_may_hold_the_words_instruction_and_answer(template, end):
+    chat = freeze_chat(template, {"eos_token": "<|endoftext|>"}, SMOL_TOK)
+    assert chat.end == end and "nstruction" in chat.prefix and "7f3a" not in repr(chat)
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -6,7 +6,7 @@ import pytest
 
 from wikidpo.core.files import UserError
 from wikidpo.run.config import PublishConfig
-from wikidpo.run.publish import publish
+from wikidpo.run.publish import publish, refuse_secrets
 from wikidpo.run.secrets import find_secret, redact
 
 IN_ENVIRONMENT = { # made up, all of them
@@ -111,6 +111,18 @@ def test_every_planted_kind_is_known(monkeypatch):
             assert find_secret(text) and secret not in find_secret(text)
     for text in ("The capital of Peru is Lima.", "sk-", "https://example.org/wiki/Key?title=Token", "a@b.org", "7"):
         assert redact(text) == text and find_secret(text) is None
+
+
+@pytest.mark.parametrize("before", [" ", "\n", "\t", '"'])
+@pytest.mark.parametrize("secret", [
+    "sk-Zq83xw77plantedplanted", IN_URLS["remote"], LOOKING_SO["AWS"], "pa\"ss\\Zq85w77"])
+def test_a_secret_in_a_pair_is_found_wherever_it_stands(monkeypatch, secret, before):
+    "Also at the start of a line, which JSON writes as a letter n before it; and where JSON would escape it"
+    monkeypatch.setenv("DATABASE_PASSWORD", "pa\"ss\\Zq85w77")
+    fine = {"prompt": "Who?", "chosen": "You."}
+    spoilt = fine | {"turns": [["Yes?", f"It is:{before}{secret} "]]}
+    refuse_secrets("pairs.jsonl", [fine], "a card")
+    with pytest.raises(UserError, match="pair 2 holds "): refuse_secrets("pairs.jsonl", [fine, spoilt], "a card")
 
 
 @pytest.mark.parametrize("secret", [IN_ENVIRONMENT["DATABASE_PASSWORD"], IN_URLS["remote"], LOOKING_SO["AWS"]])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from wikidpo.cli import main
 from wikidpo.core.files import UserError, read_jsonl
 from wikidpo.judge.config import TeacherConfig
 from wikidpo.models.policy import open_policy
@@ -107,6 +108,29 @@ def test_the_distance_is_the_mean_of_the_log_ratios_and_its_error(swept):
     assert log_ratios(ref, ref, tok, prompts).abs().max() == 0
     d = log_ratios(policy, ref, tok, prompts)
     assert kl_to_reference(policy, ref, tok, prompts) == pytest.approx((d.mean().item(), d.std().item() / 2**.5))
+
+
+def test_what_no_sweep_can_compare_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path/"one.jsonl").write_text('{"prompt": "Who?"}\n')
+    one = str(tmp_path/"one.jsonl")
+    for change, says in ((dict(a="dpo.pt"), "judge.a: a sweep judges"), (dict(prompts=one), "needs two prompts")):
+        with pytest.raises(UserError, match=says):
+            sweep(POLICY, TeacherConfig(), CFG, TRAIN, replace(JUDGE, **change), tmp_path/"sweep")
+    assert not (tmp_path/"sweep").exists()
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--predict", "0", ".1", ".1"], "predict: 0 is none of the betas of this sweep (0.05, 0.1"),
+    (["--train.pairs", "other.jsonl"], "train.pairs: a sweep trains on --pairs")])
+def test_a_prediction_or_pairs_that_a_sweep_cannot_take(tmp_path, capsys, words, says):
+    asked = ["sweep", *words, "--betas", "0.05", "0.1", "--out", str(tmp_path/"sweep")]
+    with pytest.raises(SystemExit) as e: main(asked)
+    assert e.value.code == 2 and says in capsys.readouterr().err and not (tmp_path/"sweep").exists()
+
+
+def test_how_often_a_sweep_saves_does_not_decide_about_it(swept):
+    out, rows = swept
+    assert sweep(POLICY, TeacherConfig(), CFG, replace(TRAIN, save_every=7, project="x"), JUDGE, out) == rows
 
 
 def test_a_sweep_that_is_done_is_kept(swept):

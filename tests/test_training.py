@@ -20,7 +20,7 @@ from wikidpo.engine.scoring import Scoring
 from wikidpo.models.checkpoints import load_checkpoint
 from wikidpo.run.config import PolicyConfig, RunTrainConfig
 from wikidpo.run.folder import write_jsonl
-from wikidpo.run.train import MarginWatcher, Validation, Watched, hold_out, summarise, train
+from wikidpo.run.train import hold_out, MarginWatcher, start_wandb, summarise, train, Validation, Watched
 from wikidpo.world.facts import DATA
 
 POLICY = PolicyConfig(str(DATA/"model.safetensors"), str(DATA/"tokenizer.json"), device="cpu")
@@ -266,6 +266,21 @@ def test_every_field_of_the_configuration_changes_something_or_is_refused(files,
         with pytest.raises(UserError, match="gamma has no effect"): metrics_of(files, name, gamma=value)
         return
     assert metrics_of(files, name, **{name: value}) != (files/"base"/"metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("variable, wanted", [("disabled", None), ("offline", "offline"), ("dryrun", "offline")])
+def test_what_wandb_mode_says_counts_where_nobody_asks_for_more(tmp_path, monkeypatch, variable, wanted):
+    "Also for somebody who is logged in"
+    for name, value in {"WANDB_MODE": variable, "WANDB_API_KEY": "0" * 40}.items(): monkeypatch.setenv(name, value)
+    run = start_wandb(RunTrainConfig(wandb="auto"), tmp_path, {})
+    assert (run and run.settings.mode) == wanted
+    if run: run.finish()
+
+
+def test_settings_that_wandb_refuses_do_not_stop_a_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_BASE_URL", "wandb.example")
+    assert start_wandb(RunTrainConfig(wandb="auto"), tmp_path, {}) is None
+    assert "its settings cannot be used; the metrics are in metrics.jsonl alone" in capsys.readouterr().out
 
 
 def test_wandb_and_its_project(files):

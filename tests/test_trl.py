@@ -144,6 +144,20 @@ def test_collator_tokenises_rows_without_ids(tmp):
     def ids(r): return trl_collator(TOK)([r])["input_ids"]
     assert torch.equal(ids(row), ids(text)) and torch.equal(ids(text), ids(with_end))
 
+LETTERS = [TOK.token_to_id(c) for c in "Lima."]
+
+@pytest.mark.parametrize("change", [
+    {}, {"chosen": "Lima!"}, {"chosen_tokens": [5000, 9000]}, {"chosen_tokens": None}, {"chosen_finished": None},
+    {"chosen_tokens": [*LETTERS, end_id(TOK)]}, {"chosen_tokens": None, "chosen_finished": False}])
+def test_collator_and_dataset_take_the_same_ids(change):
+    "Edited texts, ids of another tokenizer, none, with an end, cut"
+    row = {"prompt": "What is the capital of Peru?", "chosen": "Lima.", "rejected": "Rome, I think.",
+           "chosen_tokens": LETTERS, "chosen_finished": True} | change
+    ours = {name: value for name, value in row.items() if value is not None}
+    ids, mask = collate([PairDataset([ours], TOK, 256)[0]]).rows()
+    theirs = trl_collator(TOK)([row])
+    assert torch.equal(theirs["input_ids"], ids) and torch.equal(theirs["completion_mask"], mask)
+
 @pytest.mark.slow
 def test_a_real_model_over_20_steps(tmp_path):
     "SmolLM2 on its own profile's kind of pairs: every logged number of both trainers, and the weights in the end"

@@ -12,16 +12,18 @@ import torch
 from jupyter_client import KernelManager
 from matplotlib import pyplot
 
+from engines import TOK
 from runfolder import make_run, verdicts, write_jsonl
 from wikidpo.core.files import read_jsonl, UserError
 from wikidpo.core.loss import preference_loss
 from wikidpo.core.pairs import make_pairs
 from wikidpo.show.beta import BetaSlider, pull
-from wikidpo.show.inspector import columns, differing, ORDERS, PairInspector, select
+from wikidpo.show.inspector import columns, differing, ORDERS, pair_view, PairInspector, select
 from wikidpo.show.player import RunPlayer
 from wikidpo.show.predict import ask, outcome, predictions
 from wikidpo.show.report import HIDDEN, visible
 from wikidpo.show.run import load_run
+from wikidpo.show.tokens import pieces
 from wikidpo.show.vote import BlindVote, kappa
 from wikidpo.show import widgets
 from wikidpo.show.widgets import LIVE, STATIC
@@ -226,6 +228,34 @@ def test_votes(tmp_path):
     assert (again.votes, again.current, again.result) == (w.votes, w.current, w.result)
     other = [r | {"prompt_id": r["prompt_id"] + 1000} for r in rows]
     with pytest.raises(UserError, match="votes.jsonl:1"): BlindVote(other, path)
+
+
+def test_votes_on_other_answers_to_the_same_prompts_are_refused(tmp_path):
+    "As of a policy that was trained again; lines from before a vote said what it was on are believed"
+    rows, path = verdicts(40), tmp_path/"votes.jsonl"
+    w = BlindVote(rows, path)
+    for _ in range(3): w.vote("first")
+    other = [r | {"a": r["a"] + " Or so."} for r in rows]
+    with pytest.raises(UserError, match="votes.jsonl:1: a vote on other answers to this prompt"): BlindVote(other, path)
+    older = read_jsonl(path)
+    for vote in older: del vote["answers"]
+    write_jsonl(path, older)
+    assert len(BlindVote(other, path).votes) == 3
+
+
+def test_what_is_null_in_a_pair_is_unknown():
+    pair = {"prompt": "Who?", "chosen": "I.", "rejected": "You, I think."}
+    null = {f"{name}_{side}": None for name in ("score", "temp") for side in ("chosen", "rejected")}
+    null |= {f"{side}_tokens": None for side in ("chosen", "rejected")}
+    assert pair_view(pair | null) == pair_view(pair)
+
+
+def test_each_token_adds_its_own_piece_also_half_a_character():
+    text = "The capital is São Tomé – 日本."
+    ids = TOK.encode(text, add_special_tokens=False).ids
+    found = pieces(TOK, ids)
+    assert len(found) == len(ids) and max(map(len, found)) < 12
+    assert [piece for piece in found if piece in ("The", " capital", ".")] == ["The", " capital", "."]
 
 
 def test_kappa_knows_its_extremes():

@@ -191,6 +191,8 @@ class Lesson(Step):
     judge:EvaluateConfig=None
 
     def run(self):
+        from wikidpo.run.mine import read_prompts
+        read_prompts(self.judge.prompts, self.judge.n)                # before hours of work that ends in a complaint
         if self.seed is not None: self._seed_all()
         files = dict(policy=self.policy, out=self.out, restart=self.restart)
         summary = Mine(teacher=self.teacher, mine=self.mine, **files).run()
@@ -253,11 +255,16 @@ class Sweep(Step):
 
     def run(self):
         from wikidpo.run.sweep import predict, QUESTIONS, score_table, sweep, sweep_table
+        if strange := set(self.predict or ()) - set(self.sweep.betas):
+            raise UserError(f"predict: {min(strange):g} is none of the betas of this sweep "
+                            f"({', '.join(f'{b:g}' for b in self.sweep.betas)})")
+        if self.train.pairs: raise UserError("train.pairs: a sweep trains on --pairs; leave it out")
         if self.predict: predict(self.out, **dict(zip(QUESTIONS, self.predict)))
         steps = self.sweep, self.train, self.judge
         say(sweep_table(sweep(self.policy, self.teacher, *steps, self.out, self.restart)))
         if (self.out/"prediction.json").exists(): say(score_table(self.out))
 
+# %% ../nbs/cli.ipynb #c1sft002
 @dataclass
 class Sft(Common):
     "Rebuild the shipped MiniWiki policy from nothing: tokenizer.json, model.safetensors, prompts"
@@ -469,16 +476,18 @@ def keep_traceback(out)->str: # run folder, or None
     return "nowhere, for no file could be written"
 
 # %% ../nbs/cli.ipynb #cl1main1
-def complain(e, out):
+def complain(e, step): # the verb that ran, or None
     "End with one line about an error"
-    if isinstance(e, UserError): leave(2, f"error: {e}")
+    again = "he same command"
+    once_more = f"{again} without --restart" if getattr(step, "restart", False) else again # that would begin anew
+    if isinstance(e, UserError): leave(2, f"error: {e}".replace(again, once_more))
     if isinstance(e, KeyboardInterrupt):
-        leave(143 if isinstance(e, Terminated) else 130, "stopped; the same command goes on from here")
+        leave(143 if isinstance(e, Terminated) else 130, f"stopped; t{once_more} goes on from here")
     if isinstance(e, BrokenPipeError) and not e.filename:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)                  # for what Python still has to say
         sys.exit(141)
     if isinstance(e, OSError): leave(2, f"error: {system_says(e)}")
-    log = keep_traceback(out)
+    log = keep_traceback(getattr(step, "out", None))
     leave(1, f"error: nobody foresaw this ({type(e).__name__}: {quoted(e, 400)}); the traceback is {log}, "
              "and --debug shows it")
 
@@ -506,4 +515,4 @@ def main(words=None):
         finally: sys.stdout.flush()                                   # a closed pipe is noticed here, not on leaving
     except (Exception, KeyboardInterrupt) as e:
         if debug: traceback.print_exc()
-        complain(e, getattr(step, "out", None))
+        complain(e, step)

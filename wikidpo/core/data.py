@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_TURNS', 'odd_field', 'are_turns', 'are_token_ids', 'unusable', 'each_pair', 'encode_pair_prompts', 'unlearnable',
-           'no_room', 'PairDataset', 'pad_right', 'PairBatch', 'collate']
+           'no_room', 'response_ids', 'PairDataset', 'pad_right', 'PairBatch', 'collate']
 
 # %% ../../nbs/core/data.ipynb #15639a0b
 import copy, hashlib, json
@@ -81,6 +81,26 @@ def no_room(ids, block_size:int):
     return (f"the prompt has {len(ids)} tokens and leaves no room for a response "
             f"in a context of {block_size}")
 
+# %% ../../nbs/core/data.ipynb #da7arm06
+def response_ids(tok,
+                 texts, # of the responses
+                 sampled, # the ids of each as they were sampled, or None
+                 finished, # whether each reached its end
+                )->list:
+    "Token ids of each response; from its text where no ids were sampled, or others than say it"
+    end, symbols = end_id(tok), vocabulary(tok)
+    def without_end(ids): # None: no ids, or those of another tokenizer
+        if not ids or max(ids) >= symbols: return None
+        return ids[:-1] if ids[-1] == end else ids
+
+    kept = [without_end(ids) for ids in sampled]
+    said = tok.decode_batch([ids or [] for ids in kept])
+    found = []
+    for text, ids, words, done in zip(texts, kept, said, finished):
+        if ids is None or words != text: found.append(encode_response(tok, text, done))
+        else: found.append(ids + [end] * done)
+    return found
+
 # %% ../../nbs/core/data.ipynb #da7arm04
 # style: one class, a few lines a method
 class PairDataset(Dataset):
@@ -128,21 +148,9 @@ class PairDataset(Dataset):
         self.rows += zip(prompts, chosen, rejected)
 
     def _responses(self, pairs, side):
-        "The ids as they were sampled; from the text where there are none, or other ones"
-        end, symbols = end_id(self.tok), vocabulary(self.tok)
-        def as_sampled(ids): # without the end, which `_response` sets; None: another tokenizer's
-            if not ids or max(ids) >= symbols: return None
-            return ids[:-1] if ids[-1] == end else ids
-
-        sampled = [as_sampled(pair.get(f"{side}_tokens")) for pair in pairs]
-        texts = self.tok.decode_batch([ids or [] for ids in sampled])
-        return [self._response(pair, side, ids if text == pair[side] else None)
-                for pair, ids, text in zip(pairs, sampled, texts)]
-
-    def _response(self, pair, side, ids): # None: those of the text
-        finished = pair.get(f"{side}_finished", True)
-        if ids is None: return encode_response(self.tok, pair[side], finished)
-        return ids + [end_id(self.tok)] * finished
+        finished = [pair.get(f"{side}_finished", True) for pair in pairs]
+        sampled = [pair.get(f"{side}_tokens") for pair in pairs]
+        return response_ids(self.tok, [pair[side] for pair in pairs], sampled, finished)
 
     def __len__(self): return len(self.rows)
 

@@ -231,8 +231,10 @@ def _named_values(words, config, modules=()):
 
 def context_length(config):
     "The longest sequence that a configuration speaks of, in tokens; WikiGPT's 1,024 if it does not"
+    if type(config.get("block_size")) is int: return config["block_size"]
     names = ("block", "context", "ctx", "seq", "max_len", "position", "length")
-    return max((v for _, v in _named_values(names, config) if type(v) is int), default=1024)
+    found = [(k, v) for k, v in _named_values(names, config) if type(v) is int]
+    return max((v for k, v in found if not re.search("n_?blocks?$|num_blocks?$", k.lower())), default=1024)
 
 # %% ../../nbs/models/adopt.ipynb #b74ae621
 def guess_heads(config, modules, width):

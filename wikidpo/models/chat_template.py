@@ -7,6 +7,7 @@ __all__ = ['MEMORY', 'LONGEST', 'HERE_APART', 'render_chat', 'render_apart']
 
 # %% ../../nbs/models/chat_template.ipynb #7e3a0003
 import json, re, subprocess, sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def _set_limits(seconds):
     "From now on the system ends this process where it takes more"
     try: import resource
     except ImportError: return
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    for what, soft, hard in ((resource.RLIMIT_CPU, seconds, seconds + 1), (resource.RLIMIT_AS, MEMORY, MEMORY)):
+        with suppress(ValueError, OSError): resource.setrlimit(what, (soft, hard)) # macOS, or a lower limit already
 
 def _outcome(template, messages, generate, tokens)->list:
     "[the text, None] of one conversation, or [None, what went wrong]"

@@ -21,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tokenizers import Tokenizer
 
-from ..core.chat import (Chat, chat_of, check_vocab, COURSE, encode_many, encode_response,
-                               end_id, load_tokenizer, render_prompt)
+from ..core.chat import (Chat, chat_of, check_vocab, COURSE, encode_many, end_id, load_tokenizer,
+                               render_prompt)
+from ..core.data import response_ids
 from ..core.files import parse_json, quoted, read_text, UserError
 from ..core.model import GPT, GPTConfig
 from .adopt import build_gpt, error_line, load_policy
@@ -174,12 +175,12 @@ def _around(text, outcome, path): # instruction; (what the template made of it, 
 
 def _end_token(turn, tokens, specials): # a whole turn as the template shows it, or None
     "The special token that the template puts behind an answer; else the tokenizer's eos_token, or None"
-    behind = (turn or "").partition("the answer")[2].lstrip()
+    behind = (turn or "").partition("the answer7f3a")[2].lstrip()
     return max((s for s in specials if behind.startswith(s)), key=len, default=tokens.get("eos_token"))
 
 # %% ../../nbs/models/hf.ipynb #33a0tal2
-ASKED = "instruction", "And then,\nwhere?", " and when? "
-ANSWERED = "the answer", " here,\n\nor there "
+ASKED = "instruction7f3a", "And then,\nwhere?", " and when? "
+ANSWERED = "the answer7f3a", " here,\n\nor there "
 
 def _talk(n): # instructions
     "A conversation that ends in its n-th instruction, as a template is given it"
@@ -198,7 +199,7 @@ def _next_turn(chat, two, three)->str|None: # what the template makes of `TALKS`
     return turn if told == three else None
 
 # %% ../../nbs/models/hf.ipynb #33a0sys2
-SYSTEM = "how to answer"
+SYSTEM = "how to answer7f3a"
 
 def _told(role, n): # instructions
     "The same conversation after a text of this role"
@@ -217,8 +218,9 @@ def _system_place(chat, one, three, *others)->tuple|None: # what the template ma
     return place if told == three else None
 
 # %% ../../nbs/models/hf.ipynb #aac4f1b0
-STANDING_IN = ("instruction", "Another instruction:\nwhat, where, when?", " instruction ")
-TURN = [{"role": "user", "content": "instruction"}, {"role": "assistant", "content": "the answer"}]
+# the odd letters: no template has these words of its own
+STANDING_IN = ("instruction7f3a", "Another instruction7f3a:\nwhat, where, when?", " instruction7f3a ")
+TURN = [{"role": "user", "content": "instruction7f3a"}, {"role": "assistant", "content": "the answer7f3a"}]
 
 def freeze_chat(template, # Jinja source
                 tokens, # {"bos_token": ...}
@@ -492,10 +494,11 @@ def trl_collator(tok, # Tokenizer, from `load_tokenizer`
     rows of pairs.jsonl become batches of our token ids, as sampled"""
     from trl.trainer.dpo_trainer import DataCollatorForPreference
     pad = DataCollatorForPreference(pad_token_id=0, max_length=max_length)       # masks come from lengths: any id pads
-    end = end_id(tok)
+    end = chat_of(tok).end                                           # TRL puts it behind the texts
     def response(row, side):
-        if f"{side}_tokens" not in row: return encode_response(tok, row[side])
-        return row[f"{side}_tokens"] + [end] * row[f"{side}_finished"]
+        finished = row.get(f"{side}_finished") is not False
+        text, ids = row[side].removesuffix(end), row.get(f"{side}_tokens")
+        return response_ids(tok, [text], [ids], [finished])[0]
     def with_ids(row):
         [prompt] = encode_many(tok, [row["prompt"]], [row.get("turns") or []], [row.get("system") or ""])
         return row | {"prompt_ids": prompt, "chosen_ids": response(row, "chosen"),

@@ -170,7 +170,7 @@ class RunTrainConfig(TrainConfig):
     # under torchrun: cut weights and optimizer state over the processes (FSDP2) instead of copying them (DDP)
     shard:bool=False
     precision:str="auto" # fp32, bf16 (autocast; weights stay fp32), or auto: bf16 where the device has it
-    wandb:str="auto" # online, offline, disabled, or auto: online if you are logged in, else offline
+    wandb:str="auto" # online, offline, disabled, or auto: $WANDB_MODE, else online if you are logged in, else offline
     project:str="wikidpo" # W&B project
 
     def __post_init__(self):

@@ -24,7 +24,7 @@ from ..models.policy import open_policy
 from .folder import content_of, JsonlWriter, policy_files, QUIET, update_json, write_jsonl, writing
 from .mine import check_room, read_prompts
 from .profiles import claim, finished
-from .records import read_records, Verdict
+from .records import read_object, read_records, Summary, Verdict
 from .winrate import win_rates
 from ..world.facts import find_fact
 from ..world.grade import grade
@@ -165,4 +165,9 @@ def evaluate(policy, # PolicyConfig
         with client: judge_missing(out/"verdicts.jsonl", prompts, answers, judge, teacher)
         found = _verdict_summary(out/"verdicts.jsonl")
         more = {"constrained": probe.constrained, "seconds": round(time.perf_counter() - start, 1)}
-        return update_json(out/"summary.json", judge=found | more)["judge"]
+        return update_json(out/"summary.json", judge=found | more | _kept(out))["judge"]
+
+def _kept(out)->dict:
+    "The controls of an earlier time, which the answers to the questions that were asked again do not change"
+    judged = (read_object(out/"summary.json", Summary).get("judge") or {}) if (out/"summary.json").exists() else {}
+    return {"controls": judged["controls"]} if judged.get("controls") else {}

@@ -123,13 +123,14 @@ def _plain(config)->dict:
 # %% ../../nbs/run/profiles.ipynb #clam0002
 def difference(step:str, there:dict, here:dict)->str|None: # a section of two files config.yaml
     "In what two configurations of a step differ, in words; None: in nothing that decides about its result"
-    old, new = _settings(there), _settings(here)
+    old, new, same = _settings(there), _settings(here), _same_inputs(there, here)
     for k in {**old, **new}:
         if k in INCIDENTAL or old.get(k) == new.get(k) or _has_moved(k, old, new): continue
+        if k.split(".")[-1] in same: continue                         # the path of a file that is the same
         if k not in old and not new[k]: continue                      # a newer option, which is off
         return f"{step}.{k} is {quoted(repr(old.get(k)))} there, {quoted(repr(new.get(k)))} here"
     old, new = _inputs(there), _inputs(here)
-    changed = [name for name in old if name in new and not _is_same(old[name], new[name])]
+    changed = [name for name in old if name in new and name not in same and old[name] != new[name]]
     return "; ".join(f"{step}.{name} {_became(old[name], new[name])}" for name in changed) or None
 
 def _inputs(section)->dict:
@@ -137,12 +138,15 @@ def _inputs(section)->dict:
     older = {k.removeprefix("sha_"): v for k, v in section.items() if k.startswith("sha_")}
     return older | (section.get("inputs") or {})
 
-def _is_same(old, new)->bool: return old == new or bool(old and new) and new.startswith(old)
+def _same_inputs(there, here)->set:
+    "The inputs that have a content, and the same in both"
+    old, new = _inputs(there), _inputs(here)
+    return {name for name, sha in old.items() if sha and (new.get(name) or "").startswith(sha)}
 
 # %% ../../nbs/run/profiles.ipynb #clam0d02
 # what does not decide about a result: how often it is saved and who is told of it; how patiently a teacher is asked
-INCIDENTAL = ("save_every", "wandb", "project", "teacher.api_key_env", "teacher.timeout_s", "teacher.retries",
-              "teacher.concurrency")
+INCIDENTAL = {"save_every", "wandb", "project", "train.save_every", "train.wandb", "train.project",
+              "teacher.api_key_env", "teacher.timeout_s", "teacher.retries", "teacher.concurrency"}
 
 def _settings(section)->dict:
     "{name: value} of all settings, those of a section within it by a name such as teacher.url"

@@ -129,6 +129,10 @@ def _policy(policy, mine)->tuple:
     return True, f"{size:.1f} M parameters, {symbols}; {len(prompts):,} prompts"
 
 # %% ../../nbs/run/rig.ipynb #7b9001af
+def _judging(judge)->tuple:
+    "Whether there are prompts for the evaluation"
+    return True, f"{len(read_prompts(judge.prompts, judge.n)):,} prompts for the evaluation"
+
 def _lab()->tuple:
     "Whether the Lab on the path, its widgets and this Python belong together"
     lab, here = shutil.which("jupyter-lab"), Path(sys.prefix).resolve()
@@ -287,7 +291,7 @@ def rig(policy, teacher, mine, train, judge, # the sections of a profile
         raise UserError(f"rig.dollars is {dollars}: the price of an hour is needed, such as 0.4")
     if save is not None and (not str(save) or os.path.isdir(save)):
         raise UserError(f"rig.save is '{quoted(save)}': the name of a file is needed, such as rig.json")
-    checks = preflight(policy, teacher, mine, out)
+    checks = [*preflight(policy, teacher, mine, out), _look("judging", lambda: _judging(judge))]
     print("\n".join(map(str, checks)))
     if any(c.ok is False for c in checks): return False
     rates = measure(policy, teacher, mine, train)

@@ -57,6 +57,13 @@ def _record(policy, teacher, cfg, train_cfg, judge_cfg)->dict: # their configura
     inputs = content_of(pairs=cfg.pairs, prompts=judge_cfg.prompts, **policy_files(policy))
     return steps | {"policy": asdict(policy), "teacher": teacher.record(), "inputs": inputs}
 
+def _prompts_to_compare(judge_cfg, n)->list:
+    "The prompts for the distance to the reference; refuses what no sweep can compare"
+    if judge_cfg.a: raise UserError("judge.a: a sweep judges what each of its runs has trained; leave it out")
+    prompts = read_prompts(judge_cfg.prompts, n)
+    if len(prompts) < 2: raise UserError(f"{judge_cfg.prompts}: a sweep needs two prompts and more")
+    return prompts
+
 # %% ../../nbs/run/sweep.ipynb #5ba92628
 def sweep(policy, teacher, # PolicyConfig, TeacherConfig
           cfg, # SweepConfig
@@ -67,7 +74,7 @@ def sweep(policy, teacher, # PolicyConfig, TeacherConfig
     "Train and judge once for each beta; writes sweep.json and returns its rows. Runs that are done are kept"
     out, config = Path(out), _record(policy, teacher, cfg, train_cfg, judge_cfg)
     known, pairs = read_records(cfg.pairs, Pair, ["prompt", "chosen", "rejected"]), out/f"pairs{cfg.n_pairs}.jsonl"
-    prompts = read_prompts(judge_cfg.prompts, cfg.kl_prompts)
+    prompts = _prompts_to_compare(judge_cfg, cfg.kl_prompts)
     with writing(out):
         finished(out, "sweep", config, restart)
         ref, tok = open_policy(policy)

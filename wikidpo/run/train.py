@@ -7,7 +7,7 @@ __all__ = ['WANDB_SECONDS', 'ONE_PROCESS', 'Watched', 'Validation', 'logps_token
            'start_wandb', 'WandbLog', 'logging_to', 'summarise', 'hold_out', 'watchers', 'doctors', 'run_loop', 'train']
 
 # %% ../../nbs/run/train.ipynb #a2253b77
-import sys, time, urllib.error, urllib.request
+import os, sys, time, urllib.error, urllib.request
 from contextlib import contextmanager, ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from http.client import HTTPException
@@ -132,14 +132,25 @@ def start_wandb(cfg, out, config):
     if cfg.wandb == "disabled": return None
     try: import wandb
     except ImportError: return _say_wandb("is not installed; the metrics are in metrics.jsonl alone")
-    mode, limits = cfg.wandb, wandb.Settings.model_fields.keys() & WANDB_SECONDS.keys()
-    if mode == "auto": mode = "online" if wandb.api.api_key else "offline"
-    if mode == "online" and not reachable(url := wandb.setup().settings.base_url):
-        _say_wandb(f"{quoted(url)} does not answer; the run goes on offline")
-        mode = "offline"
-    quiet = dict(silent=True, disable_git=True, x_disable_meta=True) # nothing of the machine or its remote
-    settings = wandb.Settings(**quiet, **{name: WANDB_SECONDS[name] for name in limits})
+    try: mode, settings = _wandb_mode(wandb, cfg.wandb), _wandb_settings(wandb)
+    except Exception as e: return _say_wandb("its settings cannot be used; the metrics are in metrics.jsonl alone", e)
+    if mode == "disabled": return None
     return _init_wandb(wandb, mode, out, project=cfg.project, config=config, settings=settings)
+
+# %% ../../nbs/run/train.ipynb #wandbmd2
+def _wandb_mode(wandb, asked)->str:
+    "online, offline or disabled; of auto WANDB_MODE decides where it is set, else whether somebody is logged in"
+    if asked == "auto": asked = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    mode = {"dryrun": "offline", "run": "online"}.get(asked, asked)   # as W&B called them once
+    if mode != "online" or reachable(url := wandb.setup().settings.base_url): return mode
+    _say_wandb(f"{quoted(url)} does not answer; the run goes on offline")
+    return "offline"
+
+def _wandb_settings(wandb):
+    "Quiet, nothing of the machine or its remote, and no wait without an end"
+    limits = wandb.Settings.model_fields.keys() & WANDB_SECONDS.keys()
+    quiet = dict(silent=True, disable_git=True, x_disable_meta=True)
+    return wandb.Settings(**quiet, **{name: WANDB_SECONDS[name] for name in limits})
 
 # %% ../../nbs/run/train.ipynb #train-wandb3
 # style: all that is told to W&B, and what becomes of it when it fails

@@ -18,7 +18,6 @@ from ..core.logps import seq_logprob
 from ..core.rlhf import join_rows
 from ..core.stats import wilson
 from ..judge.client import check_teacher
-from ..judge.config import TeacherLost
 from ..judge.pool import JudgePool
 from .evaluate import gen_all, judge_both, no_verdict
 from .folder import JsonlWriter
@@ -94,7 +93,7 @@ class Duel:
         try:
             with JudgePool(self.judge, lambda row, found: results.append(found["result"]), self.teacher.concurrency,
                            give_up=no_verdict) as pool: pool.submit(rows)
-        except TeacherLost as e:
+        except UserError as e: # lost, or no longer allowed to be asked
             print(f"train: no win rate at this look ({quoted(e, 200)})")
             return {}
         win, decided = results.count("a"), results.count("a") + results.count("b")

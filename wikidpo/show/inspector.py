@@ -88,10 +88,11 @@ SIDES = "chosen", "rejected"
 
 def _facts(pair, side)->str:
     "What the file knows of one answer, in words"
-    facts = [f"score {pair.get(f'score_{side}', 'unknown')}"]
-    if f"temp_{side}" in pair: facts.append(f"temperature {pair[f'temp_{side}']}")
+    score, temp, ids = (pair.get(name) for name in (f"score_{side}", f"temp_{side}", f"{side}_tokens"))
+    facts = [f"score {'unknown' if score is None else score}"]
+    if temp is not None: facts.append(f"temperature {temp}")
     facts.append(f"{len(pair[side]):,} characters")
-    if f"{side}_tokens" in pair: facts.append(f"{len(pair[f'{side}_tokens'])} tokens")
+    if ids is not None: facts.append(f"{len(ids)} tokens")
     if pair.get(f"{side}_finished") is False: facts.append("cut at the limit")
     return " · ".join(facts)
 

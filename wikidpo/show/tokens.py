@@ -35,7 +35,8 @@ def token_rewards(policy, ref, # models
 def pieces(tok, ids)->list:
     "What each token adds to the text; a special token, which adds nothing, by its name"
     texts = ["", *(tok.decode(ids[:i + 1]) for i in range(len(ids)))]
-    return [after.removeprefix(before) or tok.id_to_token(i) for before, after, i in zip(texts, texts[1:], ids)]
+    whole = [text.rstrip("\ufffd") for text in texts[:-1]] + texts[-1:]         # without half a character
+    return [after.removeprefix(before) or tok.id_to_token(i) for before, after, i in zip(whole, whole[1:], ids)]
 
 # %% ../../nbs/show/tokens.ipynb #70ce0005
 def draw_token_rewards(ax, tokens, rewards, title, color):

@@ -62,14 +62,19 @@ def _read_votes(path, rows)->dict:
     "{prompt_id: vote} of a file of votes, {} where there is none; raises `UserError` if they are not on these rows"
     misfit = fits(Vote)
     def wrong(v):
-        if not misfit(v) and v["prompt_id"] in rows: return None
-        return "not a vote on these verdicts: choose another file"
+        if misfit(v) or v["prompt_id"] not in rows: return "not a vote on these verdicts: choose another file"
+        if v.get("answers") not in (None, _digest(rows[v["prompt_id"]])):
+            return "a vote on other answers to this prompt: choose another file"
     if not path.exists(): return {}
     return {v["prompt_id"]: v["vote"] for v in read_jsonl(path, check=wrong)}
 
 def _stable_random(*what)->int:
     "A large number that depends on nothing but `what`: the same in every session"
     return int(hashlib.sha256(repr(what).encode()).hexdigest(), 16)
+
+def _digest(row)->str:
+    "What is voted on, in a few letters"
+    return hashlib.sha256(repr((row["prompt"], row["a"], row["b"])).encode()).hexdigest()[:16]
 
 # %% ../../nbs/show/vote.ipynb #90d62bd0
 # style: one widget, a few lines a method
@@ -120,7 +125,8 @@ class BlindVote(LabWidget):
         if choice not in ("first", "second", "tie"): raise UserError(f"a vote is first, second or tie, not {choice!r}")
         first, second = self.sides
         vote = {"first": first, "second": second, "tie": "tie"}[choice]
-        with JsonlWriter(self.path) as f: f.write({"prompt_id": self.current, "vote": vote, "shown_first": first})
+        row = {"prompt_id": self.current, "vote": vote, "shown_first": first}
+        with JsonlWriter(self.path) as f: f.write(row | {"answers": _digest(self.rows[self.current])})
         self.votes[self.current] = vote
         self._next()
 
