@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 import torch.nn.functional as F
+import wandb
 from hypothesis import given, settings, strategies as st
 
 from engines import CFG, MINI, TOK, engine, first_pairs, one_step, run
@@ -278,6 +279,7 @@ def test_what_wandb_mode_says_counts_where_nobody_asks_for_more(tmp_path, monkey
 
 
 def test_settings_that_wandb_refuses_do_not_stop_a_training(tmp_path, monkeypatch, capsys):
+    wandb.teardown()                                                  # it has read its settings for an earlier test
     monkeypatch.setenv("WANDB_BASE_URL", "wandb.example")
     assert start_wandb(RunTrainConfig(wandb="auto"), tmp_path, {}) is None
     assert "its settings cannot be used; the metrics are in metrics.jsonl alone" in capsys.readouterr().out
