@@ -312,6 +312,7 @@ def test_beta_slider_and_python_agree(room): # style: one walk through a page
         wait(room, lambda: curve.get_attribute("d") != was)
         wait(room, lambda: python(room, "print(slider.loss_type, slider.label_smoothing > 0)") == heard)
         assert readout(w, "retired") == f"{summary_of(room)['retired']:,} of 10,000"
+        assert python(room, "print(slider.beta)") == "0.05"       # and not the slider's nearest step
     w.get_by_label("cDPO", exact=True).check()
     assert w.get_by_label("smoothing").is_visible()
     shoot(room, w, "beta_cdpo")
@@ -368,6 +369,9 @@ def test_pair_inspector_filters_sorts_and_moves(room): # style: one walk through
     room.keyboard.press("k")
     wait(room, lambda: readout(w, "position") == f"{n - 1} of {n}")
     assert w.locator("[data-side=chosen]").inner_text() != first and w.locator("mark").count()
+    w.get_by_label("gap", exact=True).focus()
+    room.keyboard.press("Home")                                   # back at 0 there is no limit, nor for unscored pairs
+    wait(room, lambda: python(room, "print(inspector.limits)") == "{'gap': [None, None]}")
 
 
 @in_the_notebook_of("inspector")
@@ -431,7 +435,7 @@ def test_token_view(room):
 
 
 @in_the_notebook_of("player")
-def test_run_player(room):
+def test_run_player(room): # style: one walk through a page
     w = widget(room, "Run player")
     w.scroll_into_view_if_needed()
     python(room, "player.step = 1")
@@ -456,6 +460,7 @@ def test_run_player(room):
     w.get_by_role("button", name="play").click()
     wait(room, lambda: 1 < int(readout(w, "step").split()[0]) < 60)
     w.get_by_role("button", name="pause").click()
+    wait(room, lambda: python(room, "print(player.step)") == readout(w, "step").split()[0])
 
 
 @in_the_notebook_of("vote")

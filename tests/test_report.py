@@ -8,8 +8,10 @@ import yaml
 from runfolder import make_run, write_jsonl
 from wikidpo.core.files import read_jsonl, UserError
 from wikidpo.run.evaluate import summarize
+from wikidpo.run.folder import sha256_of
 from wikidpo.show.embed import page_head
-from wikidpo.show.report import ENV, report, REPORT_SECTIONS
+from wikidpo.show.report import ENV, headline, report, REPORT_SECTIONS
+from wikidpo.show.run import load_run
 from wikidpo.show.winrate import write_winrate
 
 
@@ -267,3 +269,20 @@ def test_the_templates_escape_and_name_every_section():
     assert all(hasattr(macros, macro) for _, macro, _ in REPORT_SECTIONS)
     table = macros.numbers({"<b>": {"<b>": "<b>"}})
     assert "<b>" not in table and table.count("&lt;b&gt;") == 3
+
+
+def test_verdicts_on_weights_that_are_gone_are_left_out(tmp_path, capsys):
+    "As after `wikidpo train --restart`: the win rate would stand above the curves of another training"
+    path = make_run(tmp_path/"run")
+    config = yaml.safe_load((path/"config.yaml").read_text())
+    (path/"dpo.pt").write_bytes(b"weights")
+    config["judge"] |= {"a": "runs/elsewhere/dpo.pt", "inputs": {"a": sha256_of(path/"dpo.pt")}}
+    (path/"config.yaml").write_text(yaml.safe_dump(config))
+    assert load_run(path).summary["judge"] and load_run(path).verdicts
+    (path/"dpo.pt").write_bytes(b"other weights")
+    run = load_run(path)
+    assert "judge" not in run.summary and not run.verdicts and "not judged yet" in headline(run.summary)
+    assert "`wikidpo judge --restart` judges these" in capsys.readouterr().out
+    config["judge"]["a"] = "another.safetensors"                      # of which dpo.pt says nothing
+    (path/"config.yaml").write_text(yaml.safe_dump(config))
+    assert load_run(path).summary["judge"]

@@ -3,6 +3,7 @@ import json, time
 from dataclasses import replace
 
 import pytest, torch
+from starlette.responses import JSONResponse
 
 from engines import MINI, TOK
 from faulty_server import faulty
@@ -10,14 +11,14 @@ from wikidpo.cli import main
 from wikidpo.core.chat import encode_prompt, encode_response
 from wikidpo.core.files import read_jsonl, UserError
 from wikidpo.judge.config import TeacherConfig
-from wikidpo.judge.offline import offline_app
+from wikidpo.judge.offline import offline_app, serving
 from wikidpo.models.checkpoints import load_checkpoint
 from wikidpo.run.config import PolicyConfig, RunTrainConfig
 from wikidpo.run.folder import write_jsonl
 from wikidpo.run.mine import read_prompts
 from wikidpo.run.train import train
 from wikidpo.show.logs import wandb_records
-from wikidpo.run.watch import Duel, kl_to_reference, miniwiki_text, perplexity
+from wikidpo.run.watch import Duel, kl_to_reference, miniwiki_text, perplexity, Sickness
 from wikidpo.world.facts import DATA
 
 POLICY = PolicyConfig(str(DATA/"model.safetensors"), str(DATA/"tokenizer.json"), device="cpu")
@@ -151,6 +152,41 @@ def test_a_sick_run_is_told_in_a_line_and_goes_on(base, tmp_path, capsys):
     assert len({row["sign"] for row in warned}) == len(warned) and warned[0]["step"] == 10
     train(POLICY, replace(base, on_sickness="ignore", **HOT | {"epochs": 2}), tmp_path/"quiet") # its tenth step is sick
     assert "looks sick" not in capsys.readouterr().out and not (tmp_path/"quiet"/"warnings.jsonl").exists()
+
+
+def test_a_run_that_goes_on_hears_of_no_illness_twice():
+    "Two signs fail at once, one of them is said; after a stop the other is no news"
+    sick = {"loss": 3., "reward/margin": -1., "reward/accuracy": .3, "reward/chosen": -9., "grad_norm": 1.}
+
+    def watching(warned=()):
+        said = []
+        return said, Sickness(RunTrainConfig(warmup_steps=1), 60, said.append, lambda: None, warned)
+
+    told, whole = watching()
+    for step in range(1, 61): whole(sick | {"step": step})
+    first, before = watching()
+    for step in range(1, 31): before(sick | {"step": step})
+    later, after = watching(first)
+    for step in range(1, 31): after.was_done(sick | {"step": step})
+    for step in range(31, 61): after(sick | {"step": step})
+    assert first and first + later == told
+
+
+def test_a_judge_whose_key_expires_costs_a_win_rate_and_not_the_training(capsys):
+    class Expiring:
+        app, left = offline_app(), 8
+
+        async def __call__(self, scope, receive, send):
+            if scope["type"] != "http": return await self.app(scope, receive, send)
+            self.left -= 1
+            if self.left > 0: return await self.app(scope, receive, send)
+            await JSONResponse({"error": {"message": "expired"}}, 401)(scope, receive, send)
+
+    prompts = read_prompts(PROMPTS, 20)
+    with serving(Expiring()) as url:
+        duel = Duel(TeacherConfig(url=url, retries=0, concurrency=1), prompts, ["Lima."] * 20)
+        assert duel(["Rome, I think."] * 20) == {}
+    assert "no win rate at this look" in capsys.readouterr().out
 
 
 def test_a_run_that_stops_is_whole_and_goes_on(base, tmp_path, capsys):

@@ -188,7 +188,17 @@ class Sickness:
         self.say, self.save = say, save
         self.history, self.said = [], {row["sign"] for row in warned}
 
-    def was_done(self, metrics): self.history.append(metrics)
+    def was_done(self, metrics):
+        "A step of an earlier start, with what failed then"
+        self.history.append(metrics)
+        if self.is_due(metrics["step"]): self.unheard()
+
+    def unheard(self)->list:
+        "The signs that fail now and did not before"
+        failing = [s for s in early_signs(self.history, self.cfg) if s.holds is False]
+        new = [s for s in failing if s.name not in self.said]
+        self.said |= {s.name for s in new}
+        return new
 
     def is_due(self, step):
         begun = step >= max(10, self.cfg.warmup_steps + 5)
@@ -197,10 +207,7 @@ class Sickness:
     def __call__(self, metrics):
         self.history.append(metrics)
         if not self.is_due(step := metrics["step"]): return
-        failing = [s for s in early_signs(self.history, self.cfg) if s.holds is False]
-        new = [s for s in failing if s.name not in self.said]
-        if not new: return
-        self.said |= {s.name for s in new}
+        if not (new := self.unheard()): return
         s = new[0] # the others follow from it
         self.say({"step": step, "sign": s.name, "found": s.found, "cause": s.cause})
         if self.cfg.on_sickness != "stop": return

@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from ..core.files import each_line, quoted, UserError
+from ..run.folder import sha256_of
 from ..run.records import (Config, fits, Margins, Metrics, Pair, read_object, read_records, read_yaml, Sample,
                                  Summary, Verdict)
 
@@ -37,6 +38,11 @@ class Run:
         file = self.path/f"{name}.jsonl"
         return (row for _, _, row in each_line(file, check=fits(KINDS[name]))) if file.exists() else iter(())
 
+    def leave_out_judgement(self):
+        "As if nothing had been judged yet"
+        self.summary = {step: found for step, found in self.summary.items() if step != "judge"}
+        self.verdicts = []
+
     @cached_property
     def samples(self): return self.rows("samples")
     @cached_property
@@ -50,6 +56,16 @@ RUN_FILES = "config.yaml", "summary.json", "metrics.jsonl", "samples.jsonl", "pa
 def _object(path, read, kind)->dict:
     "The object in a file, {} where the file is missing"
     return read(path, kind) if path.exists() else {}
+
+# %% ../../nbs/show/run.ipynb #0utd8ed2
+def _is_outdated(run)->bool:
+    "Whether other weights were judged than those of dpo.pt, if it is this that was judged"
+    asked, trained = run.config.get("judge") or {}, run.path/"dpo.pt"
+    judged = (asked.get("inputs") or {}).get("a")
+    if not judged or Path(str(asked.get("a"))).name != trained.name or not trained.exists(): return False
+    if judged == sha256_of(trained): return False
+    print(f"{quoted(run.path)}: other weights were judged than those of dpo.pt; `wikidpo judge --restart` judges these")
+    return True
 
 # %% ../../nbs/show/run.ipynb #1d0c5a75
 def _columns(rows)->dict:
@@ -66,5 +82,6 @@ def load_run(path, # a folder that a `wikidpo` command wrote, complete or not
         raise UserError(f"{quoted(path)}: no run in this folder (none of {', '.join(RUN_FILES)})")
     config = _object(path/"config.yaml", read_yaml, Config)
     run = Run(path, config, _object(path/"summary.json", read_object, Summary))
+    if _is_outdated(run): run.leave_out_judgement()
     run.metrics = _columns(run.rows("metrics"))
     return run

@@ -15,6 +15,8 @@ function render({ model, el }) {
   const rangeInput = (label, min, max, more) =>
     h("input", { type: "range", min, max, step: .01, "aria-label": label, oninput: drag, onchange: commit, ...more });
   const beta = rangeInput("beta", LOW, HIGH);
+  let moved = false; // the slider, since Python last said where it stands
+  for (const event of ["input", "change"]) beta.addEventListener(event, () => { moved = true; }, true);
   const smoothing = rangeInput("smoothing", .01, .49, { value: .1 });
   const smoothed = h("label", {}, "smoothing ε ", smoothing);
   const group = `wikidpo-loss-${Date.now()}-${serial++}`;
@@ -56,7 +58,7 @@ function render({ model, el }) {
   function state() { // what the controls say, in the terms of wikidpo.core.loss
     const name = root.querySelector(":checked").value;
     return {
-      beta: +(10 ** beta.value).toPrecision(3),
+      beta: moved ? +(10 ** beta.value).toPrecision(3) : model.get("beta"), // the slider knows only steps
       loss_type: name == "cdpo" ? "dpo" : name,
       label_smoothing: SMOOTHED.includes(name) ? +smoothing.value : 0,
     };
@@ -88,6 +90,7 @@ function render({ model, el }) {
   function read() { // what Python says
     const [b, loss_type, label_smoothing] = ["beta", "loss_type", "label_smoothing"].map(name => model.get(name));
     beta.value = Math.log10(b);
+    moved = false;
     if (label_smoothing) smoothing.value = label_smoothing;
     const checked = loss_type == "dpo" && label_smoothing ? "cdpo" : loss_type;
     for (const radio of root.querySelectorAll("[type=radio]")) radio.checked = radio.value == checked;

@@ -15,7 +15,7 @@ function render({ model, el }) {
   const search = h("input", { type: "search", placeholder: "search prompts and answers", "aria-label": "search", oninput: () => send(model, { query: search.value }) });
   const order = h("select", { "aria-label": "sort by", onchange: () => send(model, { order: order.value }) }, ...model.get("orders").map(o => h("option", { value: o }, o)));
   const slider = (name, label, max) => {
-    const out = h("b"), input = h("input", { type: "range", min: 0, max, step: 1, "aria-label": label, oninput: () => limit(name, 0, input.value) });
+    const out = h("b"), input = h("input", { type: "range", min: 0, max, step: 1, "aria-label": label, oninput: () => limit(name, 0, +input.value ? input.value : "") });
     const read = () => { input.value = limits()[name]?.[0] ?? 0; out.textContent = `${label} ≥ ${input.value}`; };
     model.on("change:limits", read);
     read();

@@ -73,7 +73,7 @@ function render({ model, el }) {
   }
   const stop = () => { clearInterval(timer); timer = null; button.textContent = "play"; };
   function play() {
-    if (timer) return stop();
+    if (timer) { stop(); return send(model, { step: steps[slider.value] }); }
     if (+slider.value == steps.length - 1) draw(0);
     button.textContent = "pause";
     timer = setInterval(() => {
