@@ -428,6 +428,7 @@ def test_wandb_that_cannot_be_reached_does_not_stop_a_training(world, tmp_path, 
     url, server = answering()
     if how == "down": server.close()
     env = os.environ | {"WANDB_BASE_URL": url, "WANDB_API_KEY": "a" * 40, "TQDM_DISABLE": "1"}
+    env.pop("WANDB_MODE", None)                                       # it would decide, and nobody would be asked
     words = ["train", "--checkpoint", world.folder/"tiny.pt", "--pairs", world.folder/"pairs.jsonl", "--out", world.out,
              "--batch-size", 2, "--valid", 0, "--watch", 0, "--wandb", "auto"]
     done = subprocess.run([sys.executable, "-c", "from wikidpo.cli import main; main()", *map(str, words)],

@@ -280,7 +280,9 @@ def test_what_wandb_mode_says_counts_where_nobody_asks_for_more(tmp_path, monkey
 
 def test_settings_that_wandb_refuses_do_not_stop_a_training(tmp_path, monkeypatch, capsys):
     wandb.teardown()                                                  # it has read its settings for an earlier test
-    monkeypatch.setenv("WANDB_BASE_URL", "wandb.example")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name, value in {"WANDB_BASE_URL": "wandb.example", "WANDB_API_KEY": "0" * 40}.items():
+        monkeypatch.setenv(name, value)
     assert start_wandb(RunTrainConfig(wandb="auto"), tmp_path, {}) is None
     assert "its settings cannot be used; the metrics are in metrics.jsonl alone" in capsys.readouterr().out
 
