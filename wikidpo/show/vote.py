@@ -158,7 +158,10 @@ class BlindVote(LabWidget):
 
     def prepared(self)->dict:
         "For a page without a kernel, which cannot be blind to one who reads its source: questions, verdicts, votes"
-        def whole(i): return {"id": i, "shown_first": self._sides(i)[0], "verdict": self.rows[i]["result"]}
+        def whole(i):
+            row = self.rows[i]
+            return {"id": i, "shown_first": self._sides(i)[0], "verdict": row["result"], "answers": _digest(row)}
+
         questions = [whole(i) | self._question(i) for i in self.order]
         key = f"wikidpo-votes-{_stable_random(questions):x}"
         return {"key": key, "questions": questions, "cast": list(map(list, self.votes.items()))}

@@ -177,7 +177,10 @@ const vote = (model, { key, questions, cast }) => {
   };
   const both = () => ({ question: question(), result: result() });
   const other = { a: "b", b: "a" };
-  const rows = () => [...votes].map(([id, mine]) => ({ prompt_id: id, vote: mine, shown_first: byId.get(id).shown_first }));
+  const rows = () => [...votes].map(([id, mine]) => {
+    const { shown_first, answers } = byId.get(id);
+    return { prompt_id: id, vote: mine, shown_first, answers };
+  });
   const again = () => {
     votes = new Map();
     keep.write(key, []);
