@@ -283,6 +283,8 @@ def test_verdicts_on_weights_that_are_gone_are_left_out(tmp_path, capsys):
     run = load_run(path)
     assert "judge" not in run.summary and not run.verdicts and "not judged yet" in headline(run.summary)
     assert "`wikidpo judge --restart` judges these" in capsys.readouterr().out
-    config["judge"]["a"] = "another.safetensors"                      # of which dpo.pt says nothing
-    (path/"config.yaml").write_text(yaml.safe_dump(config))
-    assert load_run(path).summary["judge"]
+    (tmp_path/"dpo.pt").write_bytes(b"weights")
+    for another in ("another.safetensors", str(tmp_path/"dpo.pt")):   # of which this dpo.pt says nothing
+        config["judge"]["a"] = another
+        (path/"config.yaml").write_text(yaml.safe_dump(config))
+        assert load_run(path).summary["judge"]

@@ -478,11 +478,11 @@ def keep_traceback(out)->str: # run folder, or None
 # %% ../nbs/cli.ipynb #cl1main1
 def complain(e, step): # the verb that ran, or None
     "End with one line about an error"
-    again = "he same command"
-    once_more = f"{again} without --restart" if getattr(step, "restart", False) else again # that would begin anew
-    if isinstance(e, UserError): leave(2, f"error: {e}".replace(again, once_more))
+    again = "same command"
+    if getattr(step, "restart", False): again += " without --restart" # with it, all would begin anew
+    if isinstance(e, UserError): leave(2, f"error: {e}".replace("same command", again))
     if isinstance(e, KeyboardInterrupt):
-        leave(143 if isinstance(e, Terminated) else 130, f"stopped; t{once_more} goes on from here")
+        leave(143 if isinstance(e, Terminated) else 130, f"stopped; the {again} goes on from here")
     if isinstance(e, BrokenPipeError) and not e.filename:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)                  # for what Python still has to say
         sys.exit(141)

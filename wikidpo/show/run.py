@@ -62,7 +62,9 @@ def _is_outdated(run)->bool:
     "Whether other weights were judged than those of dpo.pt, if it is this that was judged"
     asked, trained = run.config.get("judge") or {}, run.path/"dpo.pt"
     judged = (asked.get("inputs") or {}).get("a")
-    if not judged or Path(str(asked.get("a"))).name != trained.name or not trained.exists(): return False
+    named = Path(str(asked.get("a")))
+    if not judged or named.name != trained.name or not trained.exists(): return False
+    if named.exists() and not named.samefile(trained): return False   # another run's, on purpose
     if judged == sha256_of(trained): return False
     print(f"{quoted(run.path)}: other weights were judged than those of dpo.pt; `wikidpo judge --restart` judges these")
     return True
