@@ -190,6 +190,14 @@ def test_rig_that_is_not_ready(capsys, tmp_path):
     assert not (tmp_path/"run").exists()
 
 
+def test_rig_does_not_take_refusals_for_scores(capsys, tmp_path):
+    "The offline teacher knows MiniWiki's questions only"
+    foreign = tmp_path/"foreign.jsonl"
+    foreign.write_text("".join(json.dumps({"prompt": f"Which is the best of {i} songs?"}) + "\n" for i in range(8)))
+    says = fails(capsys, "rig", "--out", str(tmp_path/"run"), "--mine.prompts", str(foreign))
+    assert "the teacher refuses all that it is asked to judge: HTTP 422: no MiniWiki question" in says
+
+
 def test_the_teacher_from_the_environment(monkeypatch):
     "Profile, then environment, then flags; the key's variable is the only thing that is known of the key"
     monkeypatch.setenv("WIKIDPO_TEACHER_URL", "http://judge:1/v1")

@@ -271,7 +271,7 @@ def test_margins_that_were_lost_are_left_out_and_said_so(world, capsys):
     world.train()
     assert (world.out/"margins.jsonl").read_bytes() == b"".join(lines[:3])
     said = capsys.readouterr().out
-    assert [int(n) for n in re.findall("the margins of step (.) are lost and left out", said)] == [3, 4]
+    assert [int(n) for n in re.findall("no margins of step (.); its weights are gone", said)] == [3, 4]
 
 
 # ---- disks

@@ -1,5 +1,5 @@
 "The report: what stands in it, what may be missing, and that nothing a model wrote can run in it (trap 32)"
-import json, re
+import json, random, re
 from html.parser import HTMLParser
 
 import pytest
@@ -7,12 +7,16 @@ import yaml
 
 from runfolder import make_run, write_jsonl
 from wikidpo.core.files import read_jsonl, UserError
+from wikidpo.judge.config import TeacherConfig
+from wikidpo.run.compare import compare, compare_table
 from wikidpo.run.evaluate import summarize
 from wikidpo.run.folder import sha256_of
 from wikidpo.show.embed import page_head
 from wikidpo.show.report import ENV, headline, report, REPORT_SECTIONS
 from wikidpo.show.run import load_run
 from wikidpo.show.winrate import write_winrate
+from wikidpo.world.answers import answer
+from wikidpo.world.facts import find_fact, prompts
 
 
 def without_widgets(source):
@@ -188,6 +192,41 @@ def compared(tmp_path):
     saved["judge"] |= judged | {"controls": {"itself": judged, "constant": judged}}
     (run/"summary.json").write_text(json.dumps(saved))
     return run
+
+
+def compared_files(tmp_path, *qualities):
+    "The folder of `wikidpo compare` on a file of answers of each quality"
+    questions, paths = prompts("eval")[:12], [tmp_path/f"<{quality}>.jsonl" for quality in qualities]
+    for path, quality in zip(paths, qualities):
+        rng = random.Random(0)
+        write_jsonl(path, [{"prompt": q, "response": answer(find_fact(q), quality, rng)} for q in questions])
+    compare(paths, TeacherConfig(), tmp_path/"compared")
+    return tmp_path/"compared"
+
+
+def test_files_of_answers_are_told_by_their_names(tmp_path):
+    run = compared_files(tmp_path, "crisp", "wrong")
+    p, found = page(run), json.loads((run/"summary.json").read_text())["compare"]["comparisons"][0]
+    assert f"<crisp>'s win rate against <wrong> is {found['win_rate']:.1%}" in p.words
+    assert "Comparisons that <crisp> won" in p.words and "With <crisp> shown first the judge said A" in p.words
+    assert "<crisp>, truth 9 of 10" in p.words and "<wrong>, truth 2 of 10" in p.words
+    assert len(re.findall(r"\bDPO\b", p.words)) == 1 and "SFT" not in p.words # in the title
+    assert_inert(p)
+
+
+def test_a_ranking_of_files_is_told(tmp_path):
+    run = compared_files(tmp_path, "crisp", "wrong", "padded")
+    p, found = page(run), json.loads((run/"summary.json").read_text())["compare"]
+    assert "<crisp> leads the ranking of 3 files of answers" in p.words
+    assert " ".join(compare_table(found).split()) in p.words
+    assert "Comparisons that the first of two won" in p.words
+    assert len(re.findall(r"\bDPO\b", p.words)) == 1 and "SFT" not in p.words # in the title
+
+
+def test_of_a_sweep_the_runs_are_named(tmp_path):
+    for name in ("beta0.1", "beta0.5"): (tmp_path/name).mkdir()
+    (tmp_path/"sweep.json").write_text("[]")
+    with pytest.raises(UserError, match=r"this is a sweep.*\(beta0\.1, beta0\.5\)"): report(tmp_path)
 
 
 def test_a_comparison_is_told_with_all_its_numbers(compared):

@@ -3,7 +3,8 @@
     book_run.py    the lesson with the default run, and its pairs at four times the learning rate (about three minutes)
 
 It holds the curves and the watched margins of both, the reward of each token of a dozen pairs before and after the
-training, and sixty comparisons of the judge.
+training, and sixty comparisons of the judge. Runs that are done are kept in runs/book, whatever the code has become
+since: remove that folder to make them anew.
 """
 import json
 from operator import itemgetter

@@ -1,7 +1,8 @@
 """The evidence for the default run: the lesson with five seeds, and the same pairs with ten times the learning rate.
 
 Writes nbs/results/default_run.json, which the notebooks and the README show, and images/default_run.svg. About one
-minute a seed on two cores: `make evidence`. With --figure it only draws the figure again.
+minute a seed on two cores: `make evidence`. Runs that are done are kept in runs/evidence, whatever the code has become
+since: remove that folder to measure anew. With --figure it only draws the figure again.
 """
 import json
 import subprocess

@@ -223,12 +223,16 @@ def _timed(fn)->tuple:
     return out, time.perf_counter() - start
 
 def _judge_rate(teacher, client, probe, ask, items)->float: # ask: ask_score or ask_verdict
-    "Items judged a second, with the teacher's concurrency"
+    "Items judged a second, with the teacher's concurrency; raises `UserError` where it refuses them all"
+    replies = []
     def judge(item): return ask(client, teacher.model, *item, probe)
-    def ignore(item, result): pass
+    def keep(item, reply): replies.append(reply)
     def run():
-        with JudgePool(judge, ignore, teacher.concurrency) as pool: pool.submit(items)
-    return len(items) / _timed(run)[1]
+        with JudgePool(judge, keep, teacher.concurrency) as pool: pool.submit(items)
+    _, seconds = _timed(run)
+    judged = [reply for reply in replies if not reply.error]
+    if not judged: raise UserError(f"the teacher refuses all that it is asked to judge: {replies[0].error}")
+    return len(judged) / seconds
 
 # %% ../../nbs/run/rig.ipynb #7fd3bb05
 def _train_rate(model, tok, duels, train)->float: # duels: (prompt, answer, other answer)

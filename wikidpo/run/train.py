@@ -108,10 +108,10 @@ class MarginWatcher:
         if step not in self.known and self.watched.is_due(step): self.write(step, self.watched.margins().tolist())
 
     def was_done(self, metrics):
-        "A step of an earlier start: its weights are gone, so margins that a power failure took are left out"
+        "A step of an earlier start: margins that it did not write, or that a power failure took, are left out"
         step = metrics["step"]
         if step in self.known or not self.watched.is_due(step): return
-        print(f"{quoted(self.path)}: the margins of step {step} are lost and left out")
+        print(f"{quoted(self.path)}: no margins of step {step}; its weights are gone, so it is left out")
 
     def write(self, step, z, **evidence):
         row = {"step": step, "z": [round(x, 3) for x in z]} | evidence

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HIDDEN', 'PERCENT', 'FIELD_LABELS', 'PAGE_COLORS', 'ENV', 'COMPARED', 'OWN_TABLES', 'CUT', 'PAIRS_IN_PAGE',
            'CHARS_IN_PAGE', 'MARKS', 'REPORT_SECTIONS', 'visible', 'excerpt', 'question', 'number', 'label', 'headline',
-           'remarks', 'svg', 'curve_figures', 'comparison_view', 'win_rate_view', 'controls_view', 'numbers_view',
-           'score_histograms', 'mining_view', 'evenly_spaced', 'comma_join', 'pairs_view', 'training_view',
-           'search_view', 'verdicts_view', 'configuration_view', 'report']
+           'remarks', 'svg', 'curve_figures', 'comparison_view', 'win_rate_view', 'controls_view', 'files_view',
+           'numbers_view', 'score_histograms', 'mining_view', 'evenly_spaced', 'comma_join', 'pairs_view',
+           'training_view', 'search_view', 'verdicts_view', 'configuration_view', 'first_contestant', 'report']
 
 # %% ../../nbs/show/report.ipynb #1749e6cc
 import io, math, re
@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from ..core.files import UserError
 from ..core.stats import sign_test
+from ..run.compare import compare_table
 from ..run.controls import controls_table
 from ..run.folder import write_atomic
 from ..run.winrate import says, win_rate_rows
@@ -91,6 +92,20 @@ def label(key)->str:
     "The name of a value of summary.json as a person reads it"
     return FIELD_LABELS.get(key) or visible(key).replace("_", " ")
 
+# %% ../../nbs/show/report.ipynb #3e5f0b9b
+def _compared(found)->str: # the section `compare`
+    "What `wikidpo compare` found, in a sentence"
+    prompts = f"on {found['prompts']:,}\u00a0prompts."
+    if found.get("ranking"):
+        first = found["ranking"][0]
+        return (f"{visible(first['name'])} leads the ranking of {len(found['files'])} files of answers, and does so "
+                f"in {first['first']:.0%} of the draws, {prompts}")
+    judged = found["comparisons"][0]
+    if judged.get("win_rate") is None: return f"Nothing could be compared {prompts}"
+    return (f"{visible(judged['a'])}'s win rate against {visible(judged['b'])} is {judged['win_rate']:.1%}, ties "
+            f"counted half, with a 95%\u00a0interval from {judged['win_rate_low']:.1%} to "
+            f"{judged['win_rate_high']:.1%}, {prompts}")
+
 # %% ../../nbs/show/report.ipynb #3e5f0b9a
 def headline(summary)->str:
     "One sentence: what the run achieved, as far as it got"
@@ -108,7 +123,7 @@ def headline(summary)->str:
     if mined:
         pairs, prompts = number(mined.get("pairs")), number(mined.get("prompts"))
         return f"Mined {pairs} pairs from {prompts} prompts; not trained yet."
-    return "Nothing has been finished in this run yet."
+    return _compared(summary["compare"]) if summary.get("compare") else "Nothing has been finished in this run yet."
 
 # %% ../../nbs/show/report.ipynb #3a1b5e02
 def _beyond_chance(judged)->str:
@@ -207,13 +222,18 @@ def controls_view(run)->dict|None:
     judged = run.summary.get("judge") or {}
     return {"text": controls_table(judged)} if judged.get("controls") else None
 
+def files_view(run)->dict|None:
+    "What `wikidpo compare` found, a line each"
+    return {"text": compare_table(run.summary["compare"])} if run.summary.get("compare") else None
+
 # %% ../../nbs/show/report.ipynb #8734c1a9
-OWN_TABLES = "controls", "best_temperature", "repeated" # have a section of their own
+OWN_TABLES = "compare", "controls", "best_temperature", "repeated" # have a section of their own
 
 def numbers_view(run)->dict|None:
     "All that summary.json says of the steps"
     def plain(values): return {k: v for k, v in values.items() if k not in OWN_TABLES}
-    steps = {step: plain(values) for step, values in run.summary.items() if isinstance(values, dict)}
+    steps = {step: plain(values) for step, values in run.summary.items()
+             if isinstance(values, dict) and step not in OWN_TABLES}
     return {"steps": steps} if steps else None
 
 # %% ../../nbs/show/report.ipynb #c3914af4
@@ -313,7 +333,7 @@ def search_view(run)->dict|None:
     return {"words": words, "live": _live(lambda: PairInspector(pairs), nothing, chars=CHARS_IN_PAGE)}
 
 # %% ../../nbs/show/report.ipynb #c4765dca
-MARKS = {"a": ("win", "loss"), "b": ("loss", "win"), "tie": ("tie", "tie")} # result -> marks of DPO's and SFT's answer
+MARKS = {"a": ("win", "loss"), "b": ("loss", "win"), "tie": ("tie", "tie")} # result -> marks of both answers
 
 def _verdict_side(verdict, which, name, mark)->dict:
     "One answer of a comparison: its text, and what is known of it"
@@ -324,11 +344,12 @@ def _verdict_side(verdict, which, name, mark)->dict:
 
 def _verdict_duel(verdict)->dict:
     "A comparison: both answers, and what the judge said in both orders"
-    dpo, sft = MARKS[verdict["result"]]
+    a, b = visible(verdict.get("model_a") or "DPO"), visible(verdict.get("model_b") or "SFT")
+    mark_a, mark_b = MARKS[verdict["result"]]
     first, second = visible(verdict["first"]), visible(verdict["second"])
     return {"prompt": verdict["prompt"],
-            "sides": [_verdict_side(verdict, "a", "DPO", dpo), _verdict_side(verdict, "b", "SFT", sft)],
-            "note": f"With DPO shown first the judge said {first}, with SFT first {second}."}
+            "sides": [_verdict_side(verdict, "a", a, mark_a), _verdict_side(verdict, "b", b, mark_b)],
+            "note": f"With {a} shown first the judge said {first}, with {b} first {second}."}
 
 # %% ../../nbs/show/report.ipynb #3a1b5e06
 def verdicts_view(result):
@@ -344,26 +365,35 @@ def configuration_view(run)->dict|None:
     return {"text": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)} if run.config else None
 
 # %% ../../nbs/show/report.ipynb #362c4090
-REPORT_SECTIONS = [ # title, macro of sections.html.j2, view
+REPORT_SECTIONS = [ # title (a: whose win rate it is), macro of sections.html.j2, view
     ("", "comparison", comparison_view),
     ("What the comparison says", "win_rates", win_rate_view),
+    ("What the comparisons say", "configuration", files_view),
     ("Controls", "configuration", controls_view),
     ("The numbers", "numbers", numbers_view),
     ("Training curves", "live", training_view),
     ("What the mining yielded", "mining", mining_view),
     ("Pairs to search", "live", search_view),
     ("Ten pairs", "duels", pairs_view),
-    ("Comparisons that DPO won", "duels", verdicts_view("a")),
-    ("Comparisons that DPO lost", "duels", verdicts_view("b")),
+    ("Comparisons that {a} won", "duels", verdicts_view("a")),
+    ("Comparisons that {a} lost", "duels", verdicts_view("b")),
     ("Ties", "duels", verdicts_view("tie")),
     ("Configuration", "configuration", configuration_view)]
+
+# %% ../../nbs/show/report.ipynb #3a1b5e0a
+def first_contestant(run)->str:
+    "Whose wins and losses the report shows"
+    compared = (run.summary.get("compare") or {}).get("comparisons")
+    if not compared: return "DPO"
+    return visible(compared[0]["a"]) if len(compared) == 1 else "the first of two"
 
 # %% ../../nbs/show/report.ipynb #42cff0b0
 def report(run_dir, # a run folder; whatever of it exists is shown
            )->Path:
     "Write run_dir/report.html and return its path; raises `UserError` where there is no run"
     run = load_run(run_dir)
-    views = [(title, macro, view(run)) for title, macro, view in REPORT_SECTIONS]
+    a = first_contestant(run)
+    views = [(title.format(a=a), macro, view(run)) for title, macro, view in REPORT_SECTIONS]
     css, _, _ = ENV.loader.get_source(ENV, "report.css")
     lives = any(macro == "live" and view for _, macro, view in views)
     page = ENV.get_template("report.html.j2").render(

@@ -75,13 +75,19 @@ def _columns(rows)->dict:
     def column(name): return [row.get(name, math.nan) for row in rows]
     return {name: column(name) for name in dict.fromkeys(chain.from_iterable(rows))}
 
+def _no_run(path)->str:
+    "What a folder is that holds no run itself"
+    runs = sorted(p.name for p in path.glob("beta*") if p.is_dir())
+    if (path/"sweep.json").exists() and runs:
+        return f"{quoted(path)}: this is a sweep; each of its runs has a folder ({', '.join(map(quoted, runs))})"
+    return f"{quoted(path)}: no run in this folder (none of {', '.join(RUN_FILES)})"
+
 def load_run(path, # a folder that a `wikidpo` command wrote, complete or not
              )->Run:
     "Read a run folder; raises `UserError` for a folder that holds no run"
     path = Path(path)
     if not path.is_dir(): raise UserError(f"{quoted(path)}: no such folder; a run is a folder like runs/lesson")
-    if not any((path/f).exists() for f in RUN_FILES):
-        raise UserError(f"{quoted(path)}: no run in this folder (none of {', '.join(RUN_FILES)})")
+    if not any((path/f).exists() for f in RUN_FILES): raise UserError(_no_run(path))
     config = _object(path/"config.yaml", read_yaml, Config)
     run = Run(path, config, _object(path/"summary.json", read_object, Summary))
     if _is_outdated(run): run.leave_out_judgement()

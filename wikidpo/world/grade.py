@@ -67,14 +67,18 @@ def _ends_in(parts, text:str)->bool:
     return any(t.endswith(last) and len(t) - len(last) >= at for t in ends)
 
 # %% ../../nbs/world/grade.ipynb #d6187fa2
+def _stands_in(words:str, text:str)->bool:
+    "Whether the words stand in the text, and are no part of a longer word"
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text) is not None
+
 def _label_by_values(fact:Fact, body:str)->str:
     "The label of a text without the fact's statement: by the values that it names"
     subject, right = fact.subject.casefold(), {v.casefold() for v in fact.values}
     named = {v.casefold() for v in values_pattern(fact.kind).findall(body)} - {subject}
-    named |= right & {body.rstrip(".")}
+    named |= right & {body.rstrip(".").removeprefix("it is ")} # the capital of Monaco is Monaco
     if named - right: return "wrong"
     if not named: return "off-topic"
-    if subject not in body and _ends_in_statement(body): return "off-topic" # a fact about something else
+    if not _stands_in(subject, body) and _ends_in_statement(body): return "off-topic" # of something else
     return "terse" if len(body.split()) <= 3 + len(min(named).split()) else "sloppy"
 
 # %% ../../nbs/world/grade.ipynb #3c0be94a
@@ -94,7 +98,7 @@ def _label(fact:Fact, text:str)->str:
     body = normalize(text)
     if not re.search(r"\w", body): return "empty"
     if body[-1].isalnum(): body += "." # a missing full stop is no fault
-    for value in fact.values:
+    for value in sorted(fact.values, key=len, reverse=True):
         right = normalize(statement(fact, value))
         if right in body: return _label_by_rest(body.replace(right, " ", 1))
     return _label_by_values(fact, body)
