@@ -175,6 +175,8 @@ def main():
     args, known = arguments()
     path, here = args.out/"results.json", machine()
     old = json.loads(path.read_text()) if path.exists() else {}
+    if args.out == HERE and args.rows and old.get("machine") != here:
+        raise SystemExit(f"error: {path} has another machine's rows, which would go: name a folder with --out")
     rows = old["rows"] if old.get("machine") == here else {}
     with tempfile.TemporaryDirectory() as folder:
         for name in args.rows or known:

@@ -14,9 +14,10 @@ In each table all contestants do the same work, each in a process and an environ
 in turn; medians are compared. "Of the matrix rate" counts the operations of the work as described (all weights and \
 the attention, for every token made or trained on; in training forward and backward), and divides by the best rate of \
 the bfloat16 product in the first table: what a contestant manages to leave out counts as speed. Where a target is \
-missed, the line says what these products and the necessary reading of weights, keys and values alone would allow at \
-the best rates of the first two tables. Loading, compiling and warming up stand in the last column and count for \
-nobody.
+missed, the line says what the necessary products, or the necessary reading of weights, keys and values, whichever \
+takes longer, would allow at the best rates of the first two tables, if these were measured on the same day. vLLM runs \
+in its worker's process, without the memory allocator that it recommends to preload. Loading, compiling and warming \
+up stand in the last column and count for nobody.
 """
 ELSEWHERE = ("Measured elsewhere, by `bench.py` with the rows' names and `--out`: on a GPU ([h100](h100/README.md)); "
              "on two cores with AMX, which multiply in bfloat16 several times as fast as in float32 "
@@ -56,7 +57,9 @@ def section(name, result):
     if "with_reference" in result:
         ratios = [f"{v:.2f} × {CONTESTANTS[who].words}" for who, v in result["with_reference"].items()]
         lines += ["", f"With the reference's own pass counted, as in a first epoch: {', '.join(ratios)}."]
+    notes = [f"Measured {result['measured']}." if "measured" in result else "", result.get("note", "")]
     lines += ["", *[f"Target: {words}: {answer}." for words, answer in result["verdicts"]], ""]
+    lines += [" ".join(filter(None, notes)), ""]
     return lines
 
 

@@ -17,12 +17,15 @@ SHAPES = {
     "miniwiki": GPTConfig(vocab_size=2048, block_size=256, n_layer=4, n_head=4, n_embd=192, ffn_dim=512),
     "tiny": GPTConfig(vocab_size=2112, block_size=1024, n_layer=2, n_head=2, n_kv_head=None, n_embd=64, ffn_dim=128),
 }
-GROUNDED = dict(prompt=103, answer=30, chosen=15, rejected=23) # SmolLM2's tasks: tokens on average
+GROUNDED = dict(prompt=103, common=37, answer=30, chosen=15, rejected=23) # SmolLM2's tasks: tokens on average
 QUICK_COMMANDS = ("help", "train-help", "refused", "import")
 COMMANDS = (*QUICK_COMMANDS, "import-loss") # the last is torch's own import
 LOADS = { # job of load.py -> at most so many seconds with 100,000 prompts
     "load-mine": 56, "load-filters": 9, "load-pairs": 6, "load-report": 5, "load-doctor": 1, "load-inspector": 3,
     "load-inspector-samples": 4, "load-vote": 2}
+
+
+FAIRER = "vLLM's blocks were too long to share a prompt's beginning, and transformers drew at one temperature for all"
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Row:
     flop: float = 0. # floating-point operations in one unit of the work as described
     least: float = 0. # floating-point operations that our way cannot leave out
     bytes: float = 0. # and bytes that it must read from memory, where that counts
+    changed: tuple[str, str] | None = None # since when it measures otherwise, and what; said of results from before
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,19 @@ def flop(cfg, length, passes=1, context=None):
     return passes * length * (2 * weights(cfg) + attention)
 
 
+def headless(cfg, length, passes=1):
+    "Of so many tokens the part that the head takes, which nobody needs for a prompt's tokens"
+    return passes * length * 2 * cfg.vocab_size * cfg.n_embd
+
+
 def sampling_bytes(cfg, rows, k, prompt, new):
     """Read from memory for each token of `rows` responses, bf16: the weights, shared by all rows, the keys and values
     of its own response, and those of its prompt, shared by k rows."""
     cached = 2 * cfg.n_layer * cfg.n_kv_head * cfg.head_dim * (new / 2 + prompt / k)
     return 2 * (weights(cfg) / rows + cached)
+
+
+def one_of(numbers): return ", ".join(map(str, numbers))
 
 
 def on(device): return dict(device=device, dtype="bfloat16", threads=THREADS)
@@ -116,7 +128,7 @@ def yardsticks(size):
             what=f"product of two {n} × {n} matrices", script="yardstick.py", unit="GFLOP/s", rounds=9,
             task=on("cpu") | dict(size=n, times=20), who=("float32", "bfloat16")),
         "memory": Row(
-            what=f"reading {4e-3 * n**2 * 25:,.0f} MB from memory", script="yardstick.py", unit="GB/s", rounds=5,
+            what=f"reading {4e-6 * n**2 * 25:,.0f} MB from memory", script="yardstick.py", unit="GB/s", rounds=5,
             task=on("cpu") | dict(size=cells, times=3), who=("memory",)),
     }
 
@@ -131,7 +143,7 @@ def sampling(size):
         "sample": Row(
             what=f"{rows} responses of {size.new} tokens, {size.words}, bf16", script="sample.py", task=task,
             who=("ours", "vllm", "huggingface", "lesson"),
-            targets=(TimesAsFast(1.5, "vllm"), TimesAsFast(60, "lesson")),
+            targets=(TimesAsFast(1.5, "vllm"), TimesAsFast(60, "lesson")), changed=("2026-11-27", FAIRER),
             flop=token, least=token, bytes=sampling_bytes(cfg, rows, 4, PROMPT, size.new)),
         "sample-profile": Row(
             what="the same, with a clock around the parts of a step", script="sample.py", task=task,
@@ -148,15 +160,17 @@ def training(size):
     n, few = size.pairs, size.pairs // 4
     task = on("cpu") | learning(size, size.model)
     pair = 2 * flop(SHAPES[size.model], size.long, 3)
-    again = (PROMPT + 7) / (2 * size.long) # share of a pair's tokens that is the prompt's second copy
+    cfg, prompt = SHAPES[size.model], PROMPT + 7
+    least = (1 - prompt / (2 * size.long)) * pair - headless(cfg, prompt, 3) # the prompt once, and without the head
     return {
         "train": Row(
             what=f"an optimizer step of DPO on {n} pairs of 2 × {size.long} tokens, {size.words}, bf16; "
                  "the reference cached by those who can, its time beside",
             script="train.py", task=task, who=("ours", "trl", "lesson"), unit="pairs/s", rounds=2,
-            targets=(TimesAsFast(3, "trl"), TimesAsFast(2.5, "lesson")), flop=pair, least=(1 - again) * pair),
+            targets=(TimesAsFast(3, "trl"), TimesAsFast(2.5, "lesson")), flop=pair, least=least),
         "train-profile": Row(
-            what=f"{few} of these pairs under torch's profiler", script="train.py", task=task | dict(pairs=few),
+            what=f"{few} of these pairs under torch's profiler, with the reference's pass", script="train.py",
+            task=task | dict(pairs=few),
             who=("profile",), unit="pairs/s", rounds=1),
         "epoch-miniwiki": Row(
             what=f"an epoch of DPO over {size.mini_pairs:,} of MiniWiki's pairs, 16 a step, fp32; the reference cached "
@@ -173,16 +187,19 @@ def mining(size):
     prompt, answer = GROUNDED["prompt"], GROUNDED["answer"]
     reading = flop(cfg, prompt, context=prompt / 2) / (4 * answer) # of the prompt, for each token of its answers
     token = flop(cfg, 1, context=prompt + answer / 2)
+    new = prompt - GROUNDED["common"] # what all prompts begin with is read once
+    least = token + (flop(cfg, new, context=prompt / 2) - headless(cfg, new)) / (4 * answer)
     rows = 4 * size.batches[-1]
     task = on("cpu") | drawing(size, size.real_model) | dict(
         prompts=n, max_new=size.mini_new, part=size.part, few=size.few, batches=size.batches, extrapolate=False)
     return {
         "mine-smollm2": Row(
             what=f"SmolLM2-135M's answers to {n} tasks about texts, at each of 4 temperatures one of up to "
-                 f"{size.mini_new} tokens, bf16; each contestant at its own best number of rows",
+                 f"{size.mini_new} tokens, bf16; each contestant at the best number of rows of "
+                 + one_of(4 * n for n in size.batches),
             script="sample.py", task=task, who=("ours", "vllm", "huggingface", "lesson"), rounds=2,
             targets=(TimesAsFast(1.5, "vllm"), TimesAsFast(60, "lesson")),
-            flop=token + reading, least=token + reading, bytes=sampling_bytes(cfg, rows, 4, prompt, answer)),
+            flop=token + reading, least=least, bytes=sampling_bytes(cfg, rows, 4, prompt, answer)),
         "mine-smollm2-profile": Row(
             what=f"{size.part} of these tasks, with a clock around the parts of a step", script="sample.py",
             task=task | dict(prompts=size.part), who=("profile",), rounds=1),
@@ -194,19 +211,21 @@ def real_training(size):
     cfg = SHAPES[size.real_model]
     prompt, answers = GROUNDED["prompt"], GROUNDED["chosen"] + GROUNDED["rejected"]
     pair = flop(cfg, 2 * prompt + answers, 3, context=prompt / 2)
-    least = flop(cfg, prompt + answers, 3, context=prompt / 2)
+    new = prompt - GROUNDED["common"]
+    least = flop(cfg, new + answers, 3, context=prompt / 2) - headless(cfg, new, 3)
     task = on("cpu") | learning(size, size.real_model) | dict(batches=size.forwards, batch=size.forwards[0])
     step = task | dict(pairs=size.pairs, accum=size.pairs // size.forwards[0])
     common = dict(script="train.py", unit="pairs/s", flop=pair, least=least)
     return {
         "step-smollm2": Row(
             what=f"an optimizer step of DPO on {size.pairs} pairs of SmolLM2-135M's own answers, bf16; the reference "
-                 "cached by those who can, its time beside; each contestant at its own best number of pairs a forward",
+                 "cached by those who can, its time beside; each contestant at the best number of pairs a forward of "
+                 + one_of(size.forwards),
             task=step, who=("ours", "trl", "lesson"), rounds=2,
             targets=(TimesAsFast(3, "trl"), TimesAsFast(2.5, "lesson")), **common),
         "step-smollm2-profile": Row(
-            what="the same step under torch's profiler", task=step, who=("profile",), rounds=1, script="train.py",
-            unit="pairs/s"),
+            what="the same step under torch's profiler, with the reference's pass", task=step, who=("profile",),
+            rounds=1, script="train.py", unit="pairs/s"),
         "epoch-smollm2": Row(
             what=f"an epoch over {size.epoch} such pairs, {size.pairs} a step", task=step | dict(pairs=size.epoch),
             who=("ours", "trl"), rounds=1, targets=(TimesAsFast(3, "trl"),), **common),
@@ -266,7 +285,8 @@ def gpu_training(size):
             task=epoch | dict(pairs=10_000), who=("ours",), unit="pairs/s", rounds=1,
             targets=(Seconds(20), ShareOfPeak(.4)), flop=2 * flop(SHAPES[size.gpu_model], 323, 3)),
         "gpu-train-profile": Row(
-            what="256 of these pairs under torch's profiler", script="train.py", task=epoch | dict(pairs=256),
+            what="256 of these pairs under torch's profiler, with the reference's pass", script="train.py",
+            task=epoch | dict(pairs=256),
             who=("profile",), unit="pairs/s", rounds=1),
         "gpu-long": Row(
             what="DPO on pairs of 2 × 1,024 tokens: memory", script="train.py", task=learn | dict(long=1024),

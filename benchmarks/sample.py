@@ -2,6 +2,7 @@
 import json
 import os
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -35,7 +36,7 @@ def ours(task):
 
 def best_batch(task, respond):
     "Prompts at once: what the task says, or with what a part of the work goes fastest"
-    return fastest(task["batches"], respond) if "batches" in task else task["batch"]
+    return fastest(task["batches"], lambda n: partial(respond, n)) if "batches" in task else task["batch"]
 
 
 def facts(task, batch, tokens, answers, few=None):

@@ -110,8 +110,7 @@ def compare(row, found, peak, memory=None):
     if row.flop and peak:
         out["of_peak"] = {name: c["value"] * row.flop / 1e9 / peak for name, c in ran.items()}
     if row.least and peak and (memory or not row.bytes):
-        seconds = row.least / 1e9 / peak + row.bytes / 1e9 / (memory or 1)
-        out["limit"] = 1 / seconds
+        out["limit"] = 1 / max(row.least / 1e9 / peak, row.bytes / 1e9 / (memory or 1)) # they can run at once
     return out
 
 
@@ -129,6 +128,8 @@ def judge(rows, known):
         row, contestants = known[name], result["contestants"]
         peak = best(rows, "gpu-product" if name.startswith("gpu-") else "product", "bfloat16", result)
         compared = compare(row, contestants, peak, best(rows, "memory", "memory", result))
-        for key in ("times_as_fast_as", "with_reference", "of_peak", "limit"): result.pop(key, None)
+        for key in ("times_as_fast_as", "with_reference", "of_peak", "limit", "note"): result.pop(key, None)
+        if row.changed and result.get("measured", "") < row.changed[0]:
+            compared["note"] = f"Measured before {row.changed[0]}, when the row was mended: {row.changed[1]}."
         verdicts = [(t.words(row), verdict(t, row, contestants, compared)) for t in row.targets]
         result |= compared | {"verdicts": verdicts}

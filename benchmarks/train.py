@@ -4,6 +4,7 @@ task: folder, pairs, batch (pairs a forward), accum (forwards a step), batches (
 has its own), dtype, device; see rows.py"""
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -22,7 +23,7 @@ def ours(task):
     ref = inside.freeze(policy)
     inside.clock_beside(spent)
     inside.train(policy, ref, warm, task)
-    task = with_best_batch(task, lambda tried: inside.train(policy, ref, warm, tried))
+    task = with_best_batch(task, lambda tried: partial(inside.train, policy, ref, warm, tried))
 
     def run():
         if cuda: torch.cuda.reset_peak_memory_stats()
@@ -117,7 +118,7 @@ def trl(task):
         lengths = [len(x["prompt_ids"]) + max(len(x["chosen_ids"]), len(x["rejected_ids"])) for x in made.train_dataset]
         made.train_dataset = made.train_dataset.add_column("length", lengths) # to be grouped by
         return made
-    task = with_best_batch(task, lambda tried: trainer("warm", tried).train())
+    task = with_best_batch(task, lambda tried: trainer("warm", tried).train)
     measured = trainer("pairs", task)
     check_tokens(measured.train_dataset, task)
 

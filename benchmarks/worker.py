@@ -8,26 +8,34 @@ import sys
 import time
 
 
-def fastest(sizes, work):
-    "The size with which the work goes fastest; work(size) returns its amount"
+def fastest(sizes, prepare):
+    "The size with which the work goes fastest; prepare(size) gets ready and returns `work`, which returns its amount"
     def rate(size):
+        work = prepare(size)
         start = time.perf_counter()
-        amount = work(size)
+        amount = work()
         return amount / (time.perf_counter() - start)
     return max(sizes, key=rate)
 
 
-def with_best_batch(task, train):
-    "The task with as many pairs a forward as go fastest, where it names some to try; train(task): on a few pairs"
+def with_best_batch(task, prepare):
+    """The task with as many pairs a forward as go fastest, where it names some to try.
+
+    prepare(task) returns `train`, which trains on a few pairs; its second run counts, when all is warm."""
     if "batches" not in task: return task
     step = task["batch"] * task["accum"]
 
     def cut(batch): return task | dict(batch=batch, accum=step // batch)
 
-    def work(batch):
-        train(cut(batch))
-        return 1
-    return cut(fastest(task["batches"], work))
+    def warmed(batch):
+        train = prepare(cut(batch))
+        train()
+
+        def again():
+            train()
+            return 1
+        return again
+    return cut(fastest(task["batches"], warmed))
 
 
 def chosen(task):
