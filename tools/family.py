@@ -63,9 +63,13 @@ def settings(method: str) -> list[dict]:
     return [{"lr": lr, **changes} for changes, lr in product(METHODS[method], RATES)]
 
 
+def folder_of(method: str, changes: dict) -> str:
+    return "family " + method + "".join(f" {k}{v:g}" for k, v in changes.items())
+
+
 def run(lab: Lab, method: str, changes: dict, measure) -> dict:
     "Train a method with these settings, and measure: one row of the results."
-    name = "family " + method + "".join(f" {k}{v:g}" for k, v in changes.items())
+    name = folder_of(method, changes)
     out = lab.folder / name
     if (out / "row.json").exists():
         return json.loads((out / "row.json").read_text())
@@ -125,7 +129,7 @@ def tune(methods: list[str]) -> None:
     for method in methods:
         for changes in settings(method):
             print(line(run(lab, method, changes, tried)), flush=True)
-        gather("tuning", [TUNED_ON])
+        gather("tuning", [TUNED_ON], [folder_of(m, changes) for m in METHODS for changes in settings(m)])
 
 
 def chosen(method: str) -> dict:
@@ -143,14 +147,13 @@ def train_all(methods: list[str]) -> None:
         lab = open_lab(seed)
         for method in methods:
             print(line(run(lab, method, chosen(method), measured)), flush=True)
-        gather("family", SEEDS)
+        gather("family", SEEDS, [folder_of(m, chosen(m)) for m in METHODS])
 
 
-def gather(name: str, seeds: Sequence[int]) -> None:
-    "Write down all rows of these seeds, in the order of the methods."
-    paths = [path for seed in seeds for path in sorted((RUNS / f"seed{seed}").glob("family */row.json"))]
-    rows = [json.loads(path.read_text()) for path in paths]
-    write_results(f"family/{name}", sorted(rows, key=lambda row: list(METHODS).index(row["method"])))
+def gather(name: str, seeds: Sequence[int], folders: list[str]) -> None:
+    "Write down what there is of these seeds and folders; rows of settings that have been given up stay out."
+    paths = [RUNS / f"seed{seed}" / folder / "row.json" for folder in folders for seed in seeds]
+    write_results(f"family/{name}", [json.loads(path.read_text()) for path in paths if path.exists()])
 
 
 def rounds() -> None:

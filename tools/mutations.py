@@ -50,9 +50,11 @@ def source(root: Path, name: str) -> str:
 
 
 def fingerprint(m) -> str:
-    "What a result belongs to: the change, and the file as it is without it."
+    "What a result belongs to: the change, the file as it is without it, and the files of the tests."
     text = (ROOT / "wikidpo" / m.file).read_text(encoding="utf-8")
-    return hashlib.sha256("\0".join((m.old, m.new, text)).encode()).hexdigest()[:16]
+    files = {test.partition("::")[0] for test in m.tests.split() if not test.startswith("-")}
+    tests = [source(ROOT, name) for name in sorted(files) if (ROOT / "tests" / name).is_file()]
+    return hashlib.sha256("\0".join((m.old, m.new, text, *tests)).encode()).hexdigest()[:16]
 
 
 def passes(tree: Path, tests: str, log: Path) -> bool:

@@ -4,6 +4,7 @@ Writes nbs/results/rlhf.json, which the lesson shows. A run is a folder under ru
 again, so a command that was stopped goes on where it was. About four minutes a seed on one core.
 """
 import copy
+import io
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from wikidpo.core.train import freeze, train_dpo
 from wikidpo.engine.accelerate import accelerate
 from wikidpo.models.checkpoints import load_checkpoint, save_checkpoint
 from wikidpo.run.evaluate import evaluate
-from wikidpo.run.folder import update_json, write_jsonl
+from wikidpo.run.folder import update_json, write_atomic, write_jsonl
 from wikidpo.world.facts import DATA, prompts
 
 RUNS = ROOT / "runs" / "rlhf"
@@ -67,7 +68,9 @@ def reward_model(start: Start, seed: int) -> ScalarModel:
         seconds = round(time.perf_counter() - began, 1)
         accuracy = reward_accuracy(rm, start.test)
         update_json(out / "summary.json", seconds=seconds, loss_last=fmean(losses[-5:]), accuracy=accuracy)
-        torch.save(rm.state_dict(), out / "rm.pt")
+        file = io.BytesIO()
+        torch.save(rm.state_dict(), file)
+        write_atomic(out / "rm.pt", file.getvalue())
     rm.load_state_dict(torch.load(out / "rm.pt"))
     return rm.requires_grad_(False)
 
