@@ -364,6 +364,11 @@ def test_pair_inspector_filters_sorts_and_moves(room): # style: one walk through
     w.get_by_role("grid").focus()
     room.keyboard.press("ArrowDown")
     wait(room, lambda: readout(w, "position") == f"2 of {n}")
+    w.locator("[data-side=chosen]").focus()
+    room.keyboard.press("PageDown")                               # scrolls the text that has the focus
+    room.keyboard.press("j")
+    wait(room, lambda: readout(w, "position") == f"3 of {n}")
+    w.get_by_role("grid").focus()
     room.keyboard.press("End")
     wait(room, lambda: readout(w, "position") == f"{n} of {n}")
     room.keyboard.press("k")
@@ -388,7 +393,7 @@ def test_pair_inspector_exports_and_says_what_is_wrong(room):
     assert 0 < int(kept) < n
     python(room, "import tempfile; inspector.out = Path(tempfile.mkdtemp())/'kept.jsonl'")
     w.get_by_role("button", name="export").click()
-    wait(room, lambda: w.locator("[role=status]").inner_text() == f"{kept} pairs written to kept.jsonl")
+    wait(room, lambda: w.locator("span[role=status]").inner_text() == f"{kept} pairs written to kept.jsonl")
     assert python(room, "print(len(read_jsonl(inspector.out)))") == kept
     w.get_by_label("search").fill("no pair says this")
     wait(room, lambda: readout(w, "position") == "no pair passes these filters")
@@ -471,6 +476,8 @@ def test_blind_vote(room): # style: one walk through a page
     wait(room, lambda: readout(w, "votes") == "0 votes")
     text = w.inner_text()
     assert "DPO" not in text and "SFT" not in text and "after 10 more" in text # blind
+    w.locator("[data-side=first]").focus()
+    room.keyboard.press("ArrowDown")                              # scrolls the text, and is no vote
     w.focus()
     cells = room.locator(".jp-Cell").count()
     for i, key in enumerate(["1", "2", "0", "ArrowLeft", "ArrowRight", "ArrowDown", "1", "2", "1"], 1):

@@ -198,6 +198,30 @@ def test_rig_does_not_take_refusals_for_scores(capsys, tmp_path):
     assert "the teacher refuses all that it is asked to judge: HTTP 422: no MiniWiki question" in says
 
 
+def test_sft_writes_over_nobodys_files(tmp_path, capsys):
+    (tmp_path/"mine.txt").write_text("mine")
+    assert f"{tmp_path}: is not empty" in fails(capsys, "sft", "--out", str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_seed_of_a_lesson_is_that_of_all_its_steps(monkeypatch):
+    "Seen where each step begins; a forgotten one would share its answers or its judge's noise between seeds"
+    lesson, seen = parse(["lesson", "--seed", "7"]), []
+    class Stop(Exception): pass
+    def look(step):
+        seen.append(step)
+        raise Stop
+    monkeypatch.setattr("wikidpo.cli.Mine.run", look)
+    with pytest.raises(Stop): lesson.run()
+    assert [getattr(lesson, name).seed for name in ("teacher", "mine", "train", "judge")] == [7] * 4
+    assert seen[0].mine.seed == seen[0].teacher.seed == 7
+
+
+def test_the_profile_from_the_environment(monkeypatch):
+    monkeypatch.setenv("WIKIDPO_PROFILE", "wikigpt")
+    assert parse(["train"]).train.beta == .1 and parse(["train", "--profile", "miniwiki"]).train.beta == 1.25
+
+
 def test_the_teacher_from_the_environment(monkeypatch):
     "Profile, then environment, then flags; the key's variable is the only thing that is known of the key"
     monkeypatch.setenv("WIKIDPO_TEACHER_URL", "http://judge:1/v1")

@@ -79,7 +79,7 @@ def judged_by(app, paths, out, **kw):
 def test_the_command_compares_three_files_of_three_forms(three, tmp_path, capsys):
     main(["compare", *map(str, three), "--out", str(tmp_path/"run")])
     said = capsys.readouterr().out
-    assert "40 prompts that all 3 files have" in said and said.index("  good ") < said.index("  poor ")
+    assert "40 prompts, which all 3 files have" in said and said.index("  good ") < said.index("  poor ")
     found = json.loads((tmp_path/"run"/"summary.json").read_text())["compare"]
     assert [c["n"] for c in found["comparisons"]] == [40] * 3 and found["unparsed"] == 0
     assert [row["name"] for row in found["ranking"]] == ["good", "fair", "poor"]
@@ -95,6 +95,34 @@ def test_the_command_compares_three_files_of_three_forms(three, tmp_path, capsys
     assert numbers == summarize(first)
     main(["compare", *map(str, three), "--out", str(tmp_path/"run")])
     assert "already done" in capsys.readouterr().out
+
+
+def level(n=10):
+    "Rows of a comparison of three in which nobody wins anything"
+    names = [("x", "y"), ("x", "z"), ("y", "z")]
+    return [{"prompt_number": i, "model_a": a, "model_b": b, "result": "tie"} for i in range(n) for a, b in names]
+
+
+def test_nobody_leads_where_all_are_level():
+    "The order of the files decides nothing"
+    rows = ranking(level(), ["x", "y", "z"])
+    assert [row["first"] for row in rows] == pytest.approx([1/3] * 3) and {row["strength"] for row in rows} == {0.}
+
+
+def test_equal_answers_are_counted_apart(three, tmp_path, capsys):
+    "Nobody is asked about them, so no judge has said that they tie; and an interval that cannot be had is not printed"
+    copy = tmp_path/"copy.jsonl"
+    copy.write_bytes(three[0].read_bytes())
+    main(["compare", str(three[0]), str(copy), "--out", str(tmp_path/"run")])
+    said = capsys.readouterr().out
+    assert "tie 40 (said 0, orders disagreed 0, equal answers 40)" in said
+    again = tmp_path/"again.jsonl"
+    again.write_bytes(three[0].read_bytes())
+    main(["compare", str(three[0]), str(copy), str(again), "--out", str(tmp_path/"level")])
+    assert capsys.readouterr().out.count("(no interval)") == 3
+    main(["report", "--out", str(tmp_path/"level")])
+    page = (tmp_path/"level"/"report.html").read_text()
+    assert "No file leads the ranking of 3 files" in page and "nobody was asked" in page
 
 
 def test_two_files_get_the_table_of_a_win_rate(three, tmp_path, capsys):

@@ -114,6 +114,16 @@ def test_what_public_threads_show(words, rows):
     assert prescription(causes[0])
 
 
+def test_a_log_without_losses_is_read_by_its_fifths():
+    "Not by its last record alone"
+    rows = [{"step": i + 1, "grad_norm": 1 + .4 * (i % 3) / 2, "rewards/accuracies": .7} for i in range(100)]
+    rows[-1] |= {"grad_norm": 1.75, "rewards/accuracies": .5}
+    found = log_signs(as_log("x", "x", rows))
+    assert not [s for s in found if s.holds is False], found
+    few = log_signs(as_log("x", "x", [{"step": i + 1, "rewards/chosen": -.1} for i in range(100)]))
+    assert not [s for s in few if "too few" in s.found], few
+
+
 def test_a_first_loss_that_is_rounded_or_in_bf16_is_ln_2():
     for loss in (.6931, .6932, .6934, .6914):
         first = next(s for s in log_signs(as_log("x", "x", [LN2 | {"loss": loss, "step": 1}])) if s.name == FIRST)

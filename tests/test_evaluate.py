@@ -137,7 +137,8 @@ def test_compare_writes_what_the_folder_needs(judged):
     for i, r in rows.items():
         assert r["prompt"] == prompts("eval")[i] and r["result"] == tally(r["first"], r["second"])
         assert r["truth_a"] == grade(r["prompt"], r["a"]).score
-        assert r["tokens_b"] >= 0 and r["finished_a"] in (True, False)
+        for side in "ab": assert r[f"finished_{side}"] == (r[f"tokens_{side}"] < 48), "an answer ends, or is cut"
+    assert not all(r["finished_b"] for r in rows.values())
 
 
 def test_the_undamaged_model_wins(judged):

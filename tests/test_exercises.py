@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import combinations
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -409,6 +410,45 @@ def test_unforeseen_mistakes_get_a_useful_answer(name):
     review = e.review(lambda *args: shaken(right(*args)))
     assert review.startswith("not yet: right in 0 of ") and "Case 1: " in review and "should give" in review, review
     assert not any(says in review for says in e.wrong()), review
+
+
+TAKEN_BY_MISTAKE = { # what checkers once let pass
+    "choose_beta": ("min(candidates, key=kl.get)", "max(candidates)"),
+    "make_reference": ("copy.deepcopy(model).eval()", "type(model)().eval()"),
+    "expected_score": ("labels = {i: probs.get(str(i), 0) for i in range(1, 11)}",
+                       "labels = {int(k): p for k, p in probs.items() if k.isdigit()}"),
+    "read_score": ("(?:/\\s*10)?", "(?:/\\d+)?")}
+
+
+@pytest.mark.parametrize("name", TAKEN_BY_MISTAKE)
+def test_a_wrong_solution_is_not_taken(name):
+    e, (right, wrong) = EXERCISES[name], TAKEN_BY_MISTAKE[name]
+    assert e.solution.count(right) == 1
+    assert e.review(e.load(e.solution.replace(right, wrong))).startswith("not yet")
+
+
+def test_a_policy_keeps_the_mode_that_it_was_in():
+    source = """
+def make_reference(model):
+    "A model -> a frozen copy in eval mode"
+    import copy
+    ref = copy.deepcopy(model.eval()).requires_grad_(False)
+    model.train()
+    return ref
+"""
+    e = EXERCISES["make_reference"]
+    assert e.review(e.load(source)).startswith("not yet")
+
+
+def test_first_losses_near_ln_2_are_told_apart():
+    e = EXERCISES["diagnose"]
+    assert e.solution.count('abs(run["first_loss"] - math.log(2)) > .001') == 1
+    rounded = e.solution.replace('abs(run["first_loss"] - math.log(2)) > .001', 'round(run["first_loss"], 2) != .69')
+    assert e.review(e.load(rounded)).startswith("not yet")
+
+
+def test_texts_from_numpy_are_texts():
+    assert differs(np.array(["a", "b"]), ["a", "b"]) == "" and differs(np.str_("a"), "b") == "values"
 
 
 def test_an_error_is_one_line_with_its_place():

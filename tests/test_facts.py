@@ -99,7 +99,7 @@ def test_countries_of_mountains_are_countries():
 @pytest.mark.parametrize("name", KINDS)
 def test_kind(name):
     kind, qs = KINDS[name], KINDS[name]["questions"]
-    assert set(kind) - {"distractor_note"} == {"file", "subject", "value", "statement", "noun", "questions"}
+    assert set(kind) == {"file", "subject", "value", "statement", "noun", "questions"}
     assert re.fullmatch("[a-z_]+", name)
     assert len(set(qs)) == len(qs) >= 8
     assert all(q.count("{s}") == 1 and "{v}" not in q and q[-1] in ".?" and q == q.strip() for q in qs)

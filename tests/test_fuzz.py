@@ -361,7 +361,7 @@ def outcome(reader, path):
             assert path.name in says or str(path.parent) in says or SETTING.match(says), says
             result = "refused"
         else:
-            reader.right(path, found)
+            assert reader.right(path, found) is not False
             result = "read"
     assert written(path.parent) == before
     return result

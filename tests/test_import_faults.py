@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest, torch
 from safetensors.torch import load_file, save_file
+from systems import LINUX
 
 from wikidpo.core.files import UserError
 from wikidpo.core.model import GPT, GPTConfig
@@ -113,6 +114,7 @@ def test_templates_that_hang_or_reach_out(tmp_path, monkeypatch, template):
     assert text is None and why and time.perf_counter() - start < 60 and not list(tmp_path.iterdir())
 
 
+@LINUX
 def test_an_import_with_a_template_that_hangs_ends(model_folder, tmp_path):
     bad = changed(model_folder, tmp_path, "chat_template.jinja", "{{ 'x' * 10**10 }}{{ messages[0]['content'] }}")
     assert "the chat template fails (MemoryError" in outcome(bad, tmp_path/"out")

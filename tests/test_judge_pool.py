@@ -103,13 +103,15 @@ def test_pool_ctrl_c_keeps_what_is_in_flight():
     def fn(i):
         begun.append(i)
         go.wait()
-        time.sleep(.05)
         return i
+    def answer_once_it_ends():
+        while not pool.ending: time.sleep(.01)
+        go.set()
     with pytest.raises(KeyboardInterrupt):
         with JudgePool(fn, keep_in(out), concurrency=4) as pool:
             pool.submit(range(100))
             while len(begun) < 4: time.sleep(.01)
-            go.set()
+            threading.Thread(target=answer_once_it_ends).start()
             raise KeyboardInterrupt
     assert sorted(out) == sorted(begun) and len(out) == 4
     time.sleep(.1)

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from systems import LINUX
 
 from wikidpo.core.files import UserError
 from wikidpo.judge import vllm
@@ -93,15 +94,14 @@ def started(tmp_path):
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         wait_until(pids.exists)
-        time.sleep(.3) # for the watcher
-        yield ours, [int(n) for n in pids.read_text().split()]
+        theirs = [int(n) for n in pids.read_text().split()]
+        wait_until(lambda: watchers(theirs[0]))
+        yield ours, theirs
     finally:
         ours.kill()
         ours.wait()
 
-linux = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
-
-@linux
+@LINUX
 @pytest.mark.parametrize("whole_group", [False, True])
 def test_sigkill_leaves_no_vllm_behind(started, whole_group):
     "Killed by force, alone or with all that the shell started: the server and its child end all the same"
@@ -111,13 +111,17 @@ def test_sigkill_leaves_no_vllm_behind(started, whole_group):
     ours.wait()
     wait_until(lambda: not any(map(alive, theirs)))
 
-@linux
+@LINUX
 def test_a_signal_to_end_leaves_no_vllm_and_no_watcher(started):
     ours, theirs = started
     ours.send_signal(signal.SIGTERM)
     ours.wait(60)
     wait_until(lambda: not any(map(alive, theirs)))
-    wait_until(lambda: not [p for p in os.listdir("/proc") if p.isdigit() and watches(p, theirs[0])], 20)
+    wait_until(lambda: not watchers(theirs[0]), 20)
+
+def watchers(group):
+    "The processes that watch a group"
+    return [p for p in os.listdir("/proc") if p.isdigit() and watches(p, group)]
 
 def watches(pid, group):
     "Whether a process is the watcher of a group"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from systems import LINUX
 
 from wikidpo.core.files import read_jsonl
 from wikidpo.core.model import GPT, GPTConfig
@@ -18,6 +19,7 @@ from wikidpo.world.facts import DATA
 
 KILLS = Path(__file__).with_name("kills.py")
 STEPS = "mine", "train", "judge", "sweep"
+pytestmark = LINUX
 
 
 @pytest.fixture(scope="module")

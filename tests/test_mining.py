@@ -47,6 +47,16 @@ def test_files_are_complete_and_agree(whole):
     assert all(p["score_chosen"] >= 6 and p["score_chosen"] - p["score_rejected"] >= 2 for p in pairs)
     assert .5 <= summary["survival"] <= .75
 
+@pytest.mark.parametrize("changes", [
+    {"batch": 3}, {"top_k": 1}, {"max_new": 4}, {"temps": (.2, .9, 1.1, 1.3)}, {"seed": 9}], ids=str)
+def test_what_is_asked_of_the_sampler_reaches_it(tmp_path, whole, changes):
+    "And how many prompts are asked at once changes nothing"
+    mine(POLICY, TeacherConfig(), config(**changes | {"n_prompts": 8}), tmp_path/"run")
+    def answers(run): return [s["text"] for s in read_jsonl(run/"samples.jsonl")[:32]]
+    texts, plain = answers(tmp_path/"run"), answers(whole)
+    assert (texts == plain) == ("batch" in changes)
+    if "top_k" in changes: assert len(set(texts)) == 8, "one answer a prompt, at every temperature"
+
 def start_command(words):
     "The command in a process that hears Ctrl-C: SIGINT is ignored where the tests run in a shell's background"
     def hear(): signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -12,9 +12,12 @@ from wikidpo.run.compare import compare, compare_table
 from wikidpo.run.evaluate import summarize
 from wikidpo.run.folder import sha256_of
 from wikidpo.show.embed import page_head
-from wikidpo.show.report import ENV, headline, report, REPORT_SECTIONS
+from wikidpo.run.winrate import win_rates
+from wikidpo.show.curves import curves, line_of, PANELS
+from wikidpo.show.player import player_panels
+from wikidpo.show.report import contestants, ENV, headline, remarks, report, REPORT_SECTIONS
 from wikidpo.show.run import load_run
-from wikidpo.show.winrate import write_winrate
+from wikidpo.show.winrate import by_length, write_winrate
 from wikidpo.world.answers import answer
 from wikidpo.world.facts import find_fact, prompts
 
@@ -227,6 +230,66 @@ def test_of_a_sweep_the_runs_are_named(tmp_path):
     for name in ("beta0.1", "beta0.5"): (tmp_path/name).mkdir()
     (tmp_path/"sweep.json").write_text("[]")
     with pytest.raises(UserError, match=r"this is a sweep.*\(beta0\.1, beta0\.5\)"): report(tmp_path)
+
+
+def judged_by(**judge):
+    return {"judge": {"policy": {"checkpoint": "sft.pt"}, "a": "run/dpo.pt", "b": "sft.pt"} | judge}
+
+
+@pytest.mark.parametrize("config, names", [
+    ({}, ("DPO", "SFT")), (judged_by(), ("DPO", "SFT")), (judged_by(a="other/big.pt"), ("big", "SFT")),
+    (judged_by(b="older.safetensors"), ("DPO", "older"))])
+def test_models_are_called_by_their_names(config, names): assert contestants(config) == names
+
+
+def test_what_could_have_been_found_is_the_win_rate_of_the_headline():
+    "Not the rate among the decided, which the headline does not say"
+    judged = win_rates(["A"] * 60 + ["TIE"] * 200 + ["B"] * 40, ["B"] * 60 + ["TIE"] * 200 + ["A"] * 40)
+    said = " ".join(remarks({"judge": judged}))
+    assert f"a true win rate of {judged['mde_win_rate']:.1%} is found about four times in five" in said
+    few = win_rates(["A"] * 3 + ["TIE"] * 97, ["B"] * 3 + ["TIE"] * 97)
+    assert "no win rate would be found" in " ".join(remarks({"judge": few}))
+
+
+def test_ties_alone_leave_the_other_remarks():
+    judged = win_rates(["TIE"] * 20 + [None], ["TIE"] * 21) | {"chars_a": 90., "chars_b": 50.}
+    said = remarks({"judge": judged})
+    assert any("Answers have 90" in s for s in said) and any("1 prompts are left out" in s for s in said)
+    assert not any("exact sign test" in s for s in said)
+
+
+def test_pairs_without_temperatures_are_left_out_of_their_table(tmp_path):
+    run = make_run(tmp_path/"run", ("mine",))
+    rows = read_jsonl(run/"pairs.jsonl")
+    write_jsonl(run/"pairs.jsonl", [row | {"temp_chosen": None} if i == 3 else row for i, row in enumerate(rows)])
+    assert "Where the pairs come from" in page(run).words
+
+
+def test_prompts_that_differ_equally_in_length_stay_together():
+    "Sorting ties by their result would make a slope of nothing"
+    rows = [{"a": "x" * 9, "b": "y" * 9, "result": result} for result in ("a", "tie", "b", "a") * 10]
+    [(longer, rate, low, high)] = by_length(rows)
+    assert longer == 0 and rate == pytest.approx(.625) and low < rate < high
+    mixed = [{"a": "x" * n, "b": "", "result": "a"} for n in range(20)]
+    assert len(by_length(mixed)) == 5 and all(high - low > .1 for _, _, low, high in by_length(mixed))
+
+
+def test_a_run_of_one_step_has_points(tmp_path):
+    run = make_run(tmp_path/"run", ("train",))
+    write_jsonl(run/"metrics.jsonl", read_jsonl(run/"metrics.jsonl")[:1])
+    axes = curves(load_run(run)).axes
+    lines = [line for ax in axes for line in ax.lines if not str(line.get_label()).startswith("_")]
+    assert lines and all(line.get_marker() == "o" for line in lines)
+
+
+def test_the_line_of_the_gradient_norm_is_where_it_is_clipped(tmp_path):
+    run = make_run(tmp_path/"run", ("train",))
+    config = yaml.safe_load((run/"config.yaml").read_text())
+    config["train"]["max_grad_norm"] = .25
+    (run/"config.yaml").write_text(yaml.safe_dump(config))
+    [panel] = [p for p in PANELS if "grad_norm" in p.columns]
+    assert line_of(panel, load_run(run)) == (.25, "clipped above")
+    assert next(p["rule"] for p in player_panels(load_run(run)) if p["title"] == panel.title) == .25
 
 
 def test_a_comparison_is_told_with_all_its_numbers(compared):

@@ -46,6 +46,6 @@ INSTRUCTION_WORDS = 60 # no instruction is longer
 
 def parse_instruction(reply:str)->str:
     "The instruction in a teacher's reply; '' if there is none"
-    text = re.sub(r"^\**(?:instruction|question):\**\s*", "", reply.strip(), flags=re.I).strip()
+    text = re.sub(r"^\**(?:instruction|question)\**:\**\s*", "", reply.strip(), flags=re.I).strip()
     if len(text) > 1 and text[0] + text[-1] in ('""', "''", "“”", "``"): text = text[1:-1].strip()
     return text if 0 < len(text.split()) <= INSTRUCTION_WORDS else ""

@@ -175,7 +175,8 @@ def ranking(rows, # judged, of comparisons between all the names
     total, s = points.sum(0), bradley_terry(points.sum(0) + prior)
     drawn = bradley_terry(_drawn(points, seed) + prior)
     low, high = np.quantile(drawn, [.025, .975], axis=0)
-    first = np.bincount(drawn.argmax(1), minlength=len(names))/DRAWS
+    leads = drawn > drawn.max(1, keepdims=True) - 1e-9 # several where they are level: each has its part
+    first = (leads/leads.sum(1, keepdims=True)).mean(0)
     share = total.sum(1)/np.maximum(1, (total + total.T).sum(1))
     columns = {"strength": s, "low": low, "high": high, "points": share, "first": first}
     def row(i): return {"name": names[i], **{name: float(column[i]) for name, column in columns.items()}}
@@ -235,7 +236,7 @@ def _finish(out, files, more, start)->dict:
 
 def _file_lines(found)->list:
     "What was read, in words"
-    lines = [f"{found['prompts']:,} prompts that all {len(found['files'])} files have"]
+    lines = [f"{found['prompts']:,} prompts, which all {len(found['files'])} files have"]
     for f in found["files"]:
         lost = f", {sum(f['left_out'].values()):,} rows could not be read" if f["left_out"] else ""
         alone = f"{f['unmatched']:,} without a counterpart"
@@ -246,8 +247,13 @@ def _file_lines(found)->list:
 def _ranking_lines(ranks)->list:
     "The ranking, in words"
     lines = ["ranking by Bradley and Terry: strength in nats, 95 % interval; share of points; how often it leads"]
-    return lines + [f"  {quoted(r['name'], 40):24}{r['strength']:+.2f}  ({r['low']:+.2f} to {r['high']:+.2f})  "
+    return lines + [f"  {quoted(r['name'], 40):24}{r['strength']:+.2f}  {_interval(r)}  "
                     f"{r['points']:6.1%}  {r['first']:6.1%}" for r in ranks]
+
+def _interval(r)->str: # a row of the ranking
+    "Its interval; where all prompts came out alike, drawing prompts says nothing of it"
+    if r["high"] - r["low"] < 1e-9: return "(no interval)     "
+    return f"({r['low']:+.2f} to {r['high']:+.2f})"
 
 def _pair_line(c)->str:
     "One comparison of several, in a line"

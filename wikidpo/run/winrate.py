@@ -82,7 +82,7 @@ def _named(name, value, low, high)->dict:
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 def _could_find(win, tie, loss)->dict:
-    "What so many prompts with so many ties find four times in five"
+    "What so many prompts with so many ties find about four times in five"
     ties, mde = tie/(win + tie + loss), detectable(win + loss)
     decided = .5 + .05/(1 - ties) if ties < 1 else 1. # the decided rate of a win rate of 55 %
     return {"mde": mde, "mde_win_rate": .5 + (1 - ties)*(mde - .5) if win + loss else 1.,
@@ -132,7 +132,9 @@ RATES = {"win rate, ties half": ("win_rate",), "net, wins minus losses": ("net",
 
 def _counts(found)->str:
     "Won, tied and lost, with the two kinds of ties"
-    ties = f"tie {found['tie']} (said {found['tie_said']}, orders disagreed {found['tie_orders']})"
+    same = found.get("same", 0) # of `wikidpo compare`, which asks nobody about equal answers
+    kinds = f"said {found['tie_said'] - same}, orders disagreed {found['tie_orders']}"
+    ties = f"tie {found['tie']} ({kinds}{f', equal answers {same}' * (same > 0)})"
     failed = f"; {found['unparsed']} without a verdict, left out" * (found["unparsed"] > 0)
     return f"win {found['win']}, {ties}, loss {found['loss']} of {found['n']:,} prompts{failed}"
 
@@ -140,7 +142,8 @@ def _findable(found)->str:
     "What this comparison could have found, and what a true 55 % would need"
     if found["mde"] == 1: return "nothing: too few comparisons were decided"
     needs = f"; a true 55.0% needs {found['prompts_for_55']:,} prompts" if found["prompts_for_55"] else ""
-    return f"a true {share(found['mde_win_rate'])} ({share(found['mde'])} of the decided) four times in five{needs}"
+    found_at = f"a true {share(found['mde_win_rate'])} ({share(found['mde'])} of the decided)"
+    return f"{found_at} about four times in five{needs}"
 
 # %% ../../nbs/run/winrate.ipynb #wrtab005
 def win_rate_rows(found, # of `win_rates`, with something decided or not

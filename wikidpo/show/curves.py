@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'BLUE', 'RED', 'GREEN', 'AMBER', 'PINK', 'DASHES', 'HELD_OUT', 'CHOSEN_AND_REJECTED', 'PANELS', 'Panel',
-           'trailing_mean', 'style_axes', 'finite_points', 'draw_panel', 'curves']
+           'trailing_mean', 'style_axes', 'finite_points', 'line_of', 'draw_panel', 'curves']
 
 # %% ../../nbs/show/curves.ipynb #2e1d6b82
 import math, statistics
@@ -79,7 +79,7 @@ def _draw_column(ax, run, column, label, color, dash):
     noisy = column != "lr" and not column.startswith("valid/")
     smooth = trailing_mean(values, max(1, len(values)//10)) if noisy else values
     if noisy: ax.plot(steps, values, color=color, lw=.7, alpha=.3)
-    ax.plot(steps, smooth, color=color, lw=1.8, ls=dash, label=label)
+    ax.plot(steps, smooth, color=color, lw=1.8, ls=dash, label=label, marker="o" if len(values) == 1 else None)
 
 def _draw_line(ax, value, label):
     "A horizontal line to compare with, and its name beside it, where no curve comes"
@@ -88,6 +88,11 @@ def _draw_line(ax, value, label):
                 textcoords="offset points", ha="left", va="center", fontsize=8, color=INK)
 
 # %% ../../nbs/show/curves.ipynb #dc49ab08
+def line_of(panel, run)->tuple:
+    "(value, label) of a panel's line: gradients are clipped where the run says"
+    value, label = panel.line
+    return (run.config.get("train") or {}).get("max_grad_norm", value) if "grad_norm" in panel.columns else value, label
+
 def draw_panel(ax, # matplotlib axes
                panel, # one of `PANELS`
                runs, # up to three
@@ -98,7 +103,7 @@ def draw_panel(ax, # matplotlib axes
     for run, dash in zip(runs, DASHES):
         for column, (label, color) in logged.items():
             _draw_column(ax, run, column, label if run is runs[0] else None, color, dash)
-    if panel.line: _draw_line(ax, *panel.line)
+    if panel.line: _draw_line(ax, *line_of(panel, runs[0]))
     if len(logged) > 1: # below the panel, where no curve comes
         ax.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper center", bbox_to_anchor=(.5, -.2), ncols=2)
     if panel.columns.keys() == {"lr"}: ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))

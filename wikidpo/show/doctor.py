@@ -49,10 +49,11 @@ def evidence_of(metrics, # column -> one float a step
     beta = config.get("beta", .1)
     names = ("beta", "loss_type", "label_smoothing", "gamma", "sft_weight")
     equal_loss = loss_at_start(**{"loss_type": "dpo"} | {k: config[k] for k in names if k in config})
-    if equal_loss is None: equal_loss = metrics["loss"][0]            # it depends on the pairs
+    rounding = 1e-5, 0.
+    if equal_loss is None: equal_loss, rounding = begin["loss"], (math.inf, 0.)   # it depends on the pairs
     z_watched = statistics.median(watched[-1]["z"]) if watched else None
     return Evidence(metrics, config, watched, begin, end, beta, equal_loss, z=end["reward/margin"] / beta,
-                    z_watched=z_watched, judged=judged or {})
+                    z_watched=z_watched, judged=judged or {}, rounding=rounding)
 
 def gather_evidence(run:Run)->Evidence:
     "What a run says; raises `UserError` if a number is missing"
@@ -106,7 +107,7 @@ def log_evidence(log:Log, beta:float|None=None)->Evidence: # None: what the log 
     "What a log says, in the shape that the checks want"
     columns = {name: _finite(name, values) for name, values in log.columns.items()}
     columns = Columns({name: values for name, values in columns.items() if values})
-    n = len(columns.get("loss", ()))
+    n = max(map(len, columns.values()), default=0)
     begin, end = map(Columns, _ends(columns, max(1, n//5, min(3, n//2))))
     beta = beta or log.beta or beta_by_logps(columns)
     z = end["reward/margin"] / beta if beta and "reward/margin" in end else None
@@ -217,7 +218,7 @@ def log_signs(log:Log, beta:float|None=None)->list:
     start = [numbers, _asked(responses_count, e), _asked(first_record, e, log.steps), _asked(policy_moves, e)]
     unseen = [Sign("log-probabilities are sums over the response", None, "only a run of `wikidpo train` shows it"),
               right_way_round(e), own_template(e)]
-    n = min((len(e.metrics[k]) for k in ("loss", "reward/margin") if k in e.metrics), default=0)
+    n = min((len(e.metrics[k]) for k in e.metrics if k in EXAMINED), default=0)
     if n < 5: return [*start, Sign("the curves", None, f"{n} records are too few to judge"), *unseen]
     few = {gradient_norm_stays: "single norms of so few records say nothing"} if n < 10 else {}
     curves = [Sign(SIGN_NAMES[check], None, few[check]) if check in few else _asked(check, e) for check in CURVES]

@@ -15,7 +15,7 @@ from traitlets import Dict, Int, Unicode, validate
 from ..core.config import MARGIN_LOSSES
 from ..core.files import quoted, UserError
 from ..core.loss import preference_loss
-from .curves import BLUE, INK, PANELS, RED, style_axes
+from .curves import BLUE, INK, line_of, PANELS, RED, style_axes
 from .widgets import as_text, LabWidget, module
 
 # %% ../../nbs/show/player.ipynb #91a70004
@@ -23,13 +23,14 @@ def _finite(values)->list:
     "The values, None in place of one that JSON cannot hold"
     return [v if math.isfinite(v) else None for v in values]
 
-def player_panels(metrics)->list:
-    "The panels that these metrics have columns for, as the browser wants them"
+def player_panels(run)->list:
+    "The panels that a run's metrics have columns for, as the browser wants them"
     out = []
     for panel in PANELS:
-        lines = [{"label": label, "values": _finite(metrics[column])}
-                 for column, (label, _) in panel.columns.items() if column in metrics]
-        if lines: out.append({"title": panel.title, "rule": panel.line[0] if panel.line else None, "lines": lines})
+        lines = [{"label": label, "values": _finite(run.metrics[column])}
+                 for column, (label, _) in panel.columns.items() if column in run.metrics]
+        rule = line_of(panel, run)[0] if panel.line else None
+        if lines: out.append({"title": panel.title, "rule": rule, "lines": lines})
     return out
 
 def loss_settings(config)->dict:
@@ -63,7 +64,7 @@ class RunPlayer(LabWidget):
             raise UserError(f"{quoted(run.path)}/margins.jsonl: the lines are not of the same pairs")
         self.steps, self.margin_steps = run.metrics["step"], [row["step"] for row in logged]
         self.z = torch.tensor([row["z"] for row in logged]) # (logged steps, pairs) nats
-        shown = {"steps": self.steps, "panels": player_panels(run.metrics), "margin_steps": self.margin_steps}
+        shown = {"steps": self.steps, "panels": player_panels(run), "margin_steps": self.margin_steps}
         super().__init__(**{"step": self.steps[0]} | kwargs, margins=as_text(self.z),
                          run=shown | self.loss)
 

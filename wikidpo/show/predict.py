@@ -81,7 +81,11 @@ class Prediction(LabWidget):
 
     @guarded
     def _store(self, change):
-        if change.new: record(self.key, change.new, self.question)
+        if not change.new or change.new == predictions().get(self.key, {}).get("answer"): return
+        try: record(self.key, change.new, self.question)
+        except UserError:
+            self.answer = change.old # which is what is stored
+            raise
 
     def prepared(self)->dict:
         "Where the answer is kept in a page without a kernel"

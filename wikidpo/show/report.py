@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['HIDDEN', 'PERCENT', 'FIELD_LABELS', 'PAGE_COLORS', 'ENV', 'COMPARED', 'OWN_TABLES', 'CUT', 'PAIRS_IN_PAGE',
-           'CHARS_IN_PAGE', 'MARKS', 'REPORT_SECTIONS', 'visible', 'excerpt', 'question', 'number', 'label', 'headline',
-           'remarks', 'svg', 'curve_figures', 'comparison_view', 'win_rate_view', 'controls_view', 'files_view',
-           'numbers_view', 'score_histograms', 'mining_view', 'evenly_spaced', 'comma_join', 'pairs_view',
-           'training_view', 'search_view', 'verdicts_view', 'configuration_view', 'first_contestant', 'report']
+           'CHARS_IN_PAGE', 'MARKS', 'REPORT_SECTIONS', 'visible', 'excerpt', 'question', 'number', 'label',
+           'contestants', 'headline', 'remarks', 'svg', 'curve_figures', 'comparison_view', 'win_rate_view',
+           'controls_view', 'files_view', 'numbers_view', 'score_histograms', 'mining_view', 'evenly_spaced',
+           'comma_join', 'pairs_view', 'training_view', 'search_view', 'verdicts_view', 'configuration_view',
+           'first_contestant', 'report']
 
 # %% ../../nbs/show/report.ipynb #1749e6cc
 import io, math, re
@@ -92,12 +93,22 @@ def label(key)->str:
     "The name of a value of summary.json as a person reads it"
     return FIELD_LABELS.get(key) or visible(key).replace("_", " ")
 
+# %% ../../nbs/show/report.ipynb #3e5f0b9e
+def contestants(config)->tuple: # config.yaml
+    "What the two compared models are called"
+    judge = config.get("judge") or {}
+    a, b, start = judge.get("a"), judge.get("b"), (judge.get("policy") or {}).get("checkpoint")
+    own, at_start = not a or Path(str(a)).name == "dpo.pt", not b or b == start
+    return "DPO" if own else visible(Path(str(a)).stem), "SFT" if at_start else visible(Path(str(b)).stem)
+
 # %% ../../nbs/show/report.ipynb #3e5f0b9b
 def _compared(found)->str: # the section `compare`
     "What `wikidpo compare` found, in a sentence"
     prompts = f"on {found['prompts']:,}\u00a0prompts."
     if found.get("ranking"):
-        first = found["ranking"][0]
+        first, second = found["ranking"][:2]
+        if first["strength"] - second["strength"] < 1e-9:
+            return f"No file leads the ranking of {len(found['files'])} files of answers, {prompts}"
         return (f"{visible(first['name'])} leads the ranking of {len(found['files'])} files of answers, and does so "
                 f"in {first['first']:.0%} of the draws, {prompts}")
     judged = found["comparisons"][0]
@@ -107,15 +118,15 @@ def _compared(found)->str: # the section `compare`
             f"{judged['win_rate_high']:.1%}, {prompts}")
 
 # %% ../../nbs/show/report.ipynb #3e5f0b9a
-def headline(summary)->str:
+def headline(summary, a="DPO", b="SFT")->str: # what the two compared models are called
     "One sentence: what the run achieved, as far as it got"
     judged, trained, mined = (summary.get(step) or {} for step in ("judge", "train", "mine"))
     if judged.get("win_rate") is not None and judged.get("decided_win_rate") is not None:
-        return (f"DPO's win rate against SFT is {judged['win_rate']:.1%}, ties counted half, with a 95%\u00a0interval "
+        return (f"{a}'s win rate against {b} is {judged['win_rate']:.1%}, ties counted half, with a 95%\u00a0interval "
                 f"from {judged['win_rate_low']:.1%} to {judged['win_rate_high']:.1%}, "
                 f"on {judged['n']:,}\u00a0prompts.")
     if judged.get("decided_win_rate") is not None:
-        return (f"DPO wins {judged['decided_win_rate']:.1%} of the decided comparisons against SFT, with a "
+        return (f"{a} wins {judged['decided_win_rate']:.1%} of the decided comparisons against {b}, with a "
                 f"95%\u00a0interval from {judged['ci_low']:.1%} to {judged['ci_high']:.1%}, "
                 f"on {judged['n']:,}\u00a0prompts.")
     if judged: return f"No comparison was decided on {judged.get('n', 0):,} prompts."
@@ -126,12 +137,19 @@ def headline(summary)->str:
     return _compared(summary["compare"]) if summary.get("compare") else "Nothing has been finished in this run yet."
 
 # %% ../../nbs/show/report.ipynb #3a1b5e02
-def _beyond_chance(judged)->str:
+def _beyond_chance(judged, a)->str:
     "What the exact sign test says"
     p, verdict = sign_test(judged["win"], judged["loss"]), says(judged)
     coin = f"The exact sign test gives p\u00a0=\u00a0{p:.2g}: "
-    if verdict in ("better", "worse"): return f"{coin}DPO is {verdict} by more than chance."
+    if verdict in ("better", "worse"): return f"{coin}{a} is {verdict} by more than chance."
     return f"{coin}this run cannot tell the two models apart."
+
+def _findable(judged)->str:
+    "What so many comparisons could have found"
+    if judged["mde"] == 1: return "So few comparisons were decided that no win rate would be found."
+    known = "mde_win_rate" in judged # not in an older summary
+    rate = f"win rate of {judged['mde_win_rate']:.1%}" if known else f"decided rate of {judged['mde']:.1%}"
+    return f"With this many comparisons, a true {rate} is found about four times in five, a smaller one less often."
 
 def _lengths(chars_a, chars_b)->str:
     "How long the answers are (characters), and a warning where they are much longer"
@@ -140,19 +158,16 @@ def _lengths(chars_a, chars_b)->str:
     return sentence + (" Watch for length gaming." if chars_a > 1.5*chars_b else "")
 
 # %% ../../nbs/show/report.ipynb #afc9784e
-def remarks(summary)->list:
+def remarks(summary, a="DPO")->list: # what the first of the two is called
     "The sentences under the headline: chance, what could have been detected, truth, length"
     judged = summary.get("judge") or {}
-    if judged.get("decided_win_rate") is None: return []
-    out = [_beyond_chance(judged)]
+    out = [_beyond_chance(judged, a)] if judged.get("decided_win_rate") is not None else []
     if judged.get("equal_length") is not None:
         low, high = judged["equal_length_low"], judged["equal_length_high"]
         out.append(f"At equal length the win rate would be {judged['equal_length']:.1%} ({low:.1%} to {high:.1%}).")
-    if judged.get("mde"):
-        out.append(f"With this many decided comparisons, a true win rate of {judged['mde']:.1%} is found "
-                   "four times in five, a smaller one less often.")
+    if judged.get("mde"): out.append(_findable(judged))
     if judged.get("truth_win") is not None:
-        out.append("Graded against the facts, without a judge, DPO's answer is better on "
+        out.append(f"Graded against the facts, without a judge, {a}'s answer is better on "
                    f"{judged['truth_win']:,} prompts and worse on {judged['truth_loss']:,}.")
     if judged.get("chars_a") and judged.get("chars_b"): out.append(_lengths(judged["chars_a"], judged["chars_b"]))
     if judged.get("unparsed"):
@@ -215,7 +230,7 @@ def win_rate_view(run)->dict|None:
         fig = Figure(figsize=(4.2, 2.8), layout="constrained")
         draw_picture(fig.subplots(), run, title)
         figures.append(svg(fig, picture_words(run, title)))
-    return {"rows": win_rate_rows(run.summary["judge"], "DPO", "SFT"), "figures": figures}
+    return {"rows": win_rate_rows(run.summary["judge"], *contestants(run.config)), "figures": figures}
 
 def controls_view(run)->dict|None:
     "The controls, a line each"
@@ -261,7 +276,7 @@ def _scores(samples)->dict|None:
 
 def _origins(pairs)->dict|None:
     "How many pairs have each combination of temperatures, and the share with the chosen answer from the lower one"
-    known = [p for p in pairs if "temp_chosen" in p and "temp_rejected" in p]
+    known = [p for p in pairs if None not in (p.get("temp_chosen"), p.get("temp_rejected"))]
     grid = Counter((p["temp_chosen"], p["temp_rejected"]) for p in known)
     if not grid: return None
     temps = sorted(set().union(*grid))
@@ -342,21 +357,22 @@ def _verdict_side(verdict, which, name, mark)->dict:
                        CUT if verdict.get(f"finished_{which}") is False else "")
     return {"mark": mark, "text": verdict[which], "label": known}
 
-def _verdict_duel(verdict)->dict:
+def _verdict_duel(verdict, names)->dict: # names: of the two, where the verdict has none
     "A comparison: both answers, and what the judge said in both orders"
-    a, b = visible(verdict.get("model_a") or "DPO"), visible(verdict.get("model_b") or "SFT")
+    a, b = (visible(verdict.get(f"model_{side}") or name) for side, name in zip("ab", names))
     mark_a, mark_b = MARKS[verdict["result"]]
     first, second = visible(verdict["first"]), visible(verdict["second"])
     return {"prompt": verdict["prompt"],
             "sides": [_verdict_side(verdict, "a", a, mark_a), _verdict_side(verdict, "b", b, mark_b)],
-            "note": f"With {a} shown first the judge said {first}, with {b} first {second}."}
+            "note": "Both answers are the same; nobody was asked." if verdict.get("same") else
+                    f"With {a} shown first the judge said {first}, with {b} first {second}."}
 
 # %% ../../nbs/show/report.ipynb #3a1b5e06
 def verdicts_view(result):
     "The view for the comparisons with one result: 'a', 'b' or 'tie'"
     def view(run):
         verdicts = [verdict for verdict in run.verdicts if verdict["result"] == result]
-        duels = [_verdict_duel(verdict) for verdict in evenly_spaced(verdicts, 4)]
+        duels = [_verdict_duel(verdict, contestants(run.config)) for verdict in evenly_spaced(verdicts, 4)]
         return {"duels": duels} if duels else None
     return view
 
@@ -384,7 +400,7 @@ REPORT_SECTIONS = [ # title (a: whose win rate it is), macro of sections.html.j2
 def first_contestant(run)->str:
     "Whose wins and losses the report shows"
     compared = (run.summary.get("compare") or {}).get("comparisons")
-    if not compared: return "DPO"
+    if not compared: return contestants(run.config)[0]
     return visible(compared[0]["a"]) if len(compared) == 1 else "the first of two"
 
 # %% ../../nbs/show/report.ipynb #42cff0b0
@@ -392,13 +408,13 @@ def report(run_dir, # a run folder; whatever of it exists is shown
            )->Path:
     "Write run_dir/report.html and return its path; raises `UserError` where there is no run"
     run = load_run(run_dir)
-    a = first_contestant(run)
+    a, names = first_contestant(run), contestants(run.config)
     views = [(title.format(a=a), macro, view(run)) for title, macro, view in REPORT_SECTIONS]
     css, _, _ = ENV.loader.get_source(ENV, "report.css")
     lives = any(macro == "live" and view for _, macro, view in views)
     page = ENV.get_template("report.html.j2").render(
         name=run.path.resolve().name, css=Markup(css), policy=Markup(f"{script_policy()}; " if lives else ""),
-        widgets=Markup(page_head("player", "inspector") if lives else ""), headline=headline(run.summary),
-        remarks=remarks(run.summary), sections=[(title, macro, view) for title, macro, view in views if view])
+        widgets=Markup(page_head("player", "inspector") if lives else ""), headline=headline(run.summary, *names),
+        remarks=remarks(run.summary, a), sections=[(title, macro, view) for title, macro, view in views if view])
     write_atomic(run.path/"report.html", page)
     return run.path/"report.html"

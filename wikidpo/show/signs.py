@@ -52,10 +52,11 @@ def starts_at_equal_models(e:Evidence)->Sign:
     loss, margins = e.metrics["loss"][0], e.metrics.get("reward/margin", [])[:1]
     of_loss, of_margin = e.rounding
     equal = abs(loss - e.equal_loss) < of_loss * max(1, e.equal_loss)
+    expected = f", should be {e.equal_loss:.6f}" if of_loss < 1 else ""   # else it is not known
     margin = "".join(f"; first margin {m:.2g}, should be 0" for m in margins)
     return Sign("the first loss is that of equal models",
                 equal and all(abs(m) <= of_margin for m in margins),
-                f"{loss:.6f}, should be {e.equal_loss:.6f}{margin}",
+                f"{loss:.6f}{expected}{margin}",
                 "the reference is not the policy's start: another checkpoint, "
                 "another type of number, or dropout in one of the two")
 
@@ -96,7 +97,8 @@ def chosen_stays_near_zero(e:Evidence)->Sign:
     "The policy does not leave the answers that we prefer, nor flee the reference"
     chosen = e.end["reward/chosen"]
     fled = bool(e.beta) and chosen / e.beta <= -20
-    near = chosen > -1.5 or e.config.get("loss_type") in TOKEN_LOSSES
+    lowers = e.config.get("loss_type") in (*TOKEN_LOSSES, "apo_down")      # by design, or may
+    near = chosen > -1.5 or lowers
     blame = "beta is too low" if e.beta and e.beta < .05 else "the learning rate is too high"
     return Sign("the chosen reward stays near 0", near and not fled,
                 f"{in_nats(e, chosen)} at the end, should stay above -1.5 and above -20 nats",
@@ -175,11 +177,11 @@ CHECKS = [*START_CHECKS, reference_stands_still, chosen_stays_near_zero, gradien
 
 # %% ../../nbs/lessons/07_reading_the_run.ipynb #7c1e0a19
 ORIGINAL_SETTINGS = {"beta": .1, "block_size": 1024, "epochs": 1, "loss_type": "dpo",
-                     "label_smoothing": 0.}
+                     "label_smoothing": 0., "sft_weight": 0.}
 
 def like_the_original(e:Evidence)->bool:
     "Whether a run has the settings that the ranges of the original lesson belong to"
-    return all(e.config.get(name) == value for name, value in ORIGINAL_SETTINGS.items())
+    return all(e.config.get(name, 0.) == value for name, value in ORIGINAL_SETTINGS.items())
 
 def _in_range(value, low, high, name, if_below, if_above)->Sign:
     "A number at the end, in the two digits in which the original lesson gives its range"

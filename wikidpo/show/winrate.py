@@ -8,13 +8,15 @@ __all__ = ['GREY', 'PALE', 'PARTS', 'DRAWN', 'PICTURES', 'outcome_counts', 'draw
 
 # %% ../../nbs/show/winrate.ipynb #wrfig003
 import io
+from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..core.stats import bootstrap, POINTS
+from ..core.stats import win_rate
 from ..run.folder import write_atomic
 from ..run.winrate import RATES
 from .curves import BLUE, INK, RED
@@ -79,10 +81,14 @@ def draw_rates(ax, run):
 
 # %% ../../nbs/show/winrate.ipynb #wrfig011
 def by_length(verdicts, groups=5)->list:
-    "(mean difference in characters, win rate, low, high) of so many groups of prompts, shorter to longer"
-    rows = sorted((len(r["a"]) - len(r["b"]), POINTS[r["result"]]) for r in verdicts if r["result"])
-    parts = [part for part in np.array_split(np.array(rows), groups) if len(part) > 1]
-    return [(float(part[:, 0].mean()), float(part[:, 1].mean()), *bootstrap(part[:, 1])) for part in parts]
+    "(mean difference in characters, win rate, low, high) of at most so many groups of prompts, shorter to longer"
+    rows = sorted(((len(r["a"]) - len(r["b"]), r["result"]) for r in verdicts if r["result"]), key=itemgetter(0))
+    group_of, parts = {}, {}
+    for i, (longer, result) in enumerate(rows):
+        group = group_of.setdefault(longer, i*groups//len(rows)) # equal differences stay together
+        parts.setdefault(group, []).append((longer, result))
+    columns = [list(zip(*part)) for part in parts.values()]
+    return [(fmean(longer), *win_rate(results)) for longer, results in columns]
 
 def draw_lengths(ax, run):
     "Win rate against the difference in length"

@@ -74,8 +74,8 @@ def _stands_in(words:str, text:str)->bool:
 def _label_by_values(fact:Fact, body:str)->str:
     "The label of a text without the fact's statement: by the values that it names"
     subject, right = fact.subject.casefold(), {v.casefold() for v in fact.values}
-    named = {v.casefold() for v in values_pattern(fact.kind).findall(body)} - {subject}
-    named |= right & {body.rstrip(".").removeprefix("it is ")} # the capital of Monaco is Monaco
+    named = {v.casefold() for v in values_pattern(fact.kind).findall(body)} - ({subject} - right)
+    named |= right & {body.rstrip(".")}
     if named - right: return "wrong"
     if not named: return "off-topic"
     if not _stands_in(subject, body) and _ends_in_statement(body): return "off-topic" # of something else
@@ -85,10 +85,13 @@ def _label_by_values(fact:Fact, body:str)->str:
 _BRIDGE = re.compile(rf"^(?:{_one_of(BRIDGES)}) ", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?]) +")
 
-def _label_by_rest(rest:str)->str:
+def _label_by_rest(fact:Fact, rest:str)->str:
     "The label of a text that has the fact's statement: by what else stands in it"
     sentences = [_BRIDGE.sub("", s) for s in _SENTENCE_END.split(rest.strip())]
     told = [s for s in sentences if len(s) < 300 and _ends_in_statement(s)]
+    bare = " ".join(s for s in sentences if s not in told)
+    other = {v.casefold() for v in values_pattern(fact.kind).findall(bare)} - {v.casefold() for v in fact.values}
+    if other - {fact.subject.casefold()}: return "wrong" # Lima, no, Rome
     if told: return "rambling" if all(s in _true_statements() for s in told) else "hallucinated"
     return "padded" if re.search(r"\w", rest) else "crisp"
 
@@ -100,7 +103,7 @@ def _label(fact:Fact, text:str)->str:
     if body[-1].isalnum(): body += "." # a missing full stop is no fault
     for value in sorted(fact.values, key=len, reverse=True):
         right = normalize(statement(fact, value))
-        if right in body: return _label_by_rest(body.replace(right, " ", 1))
+        if right in body: return _label_by_rest(fact, body.replace(right, " ", 1))
     return _label_by_values(fact, body)
 
 def grade(prompt:str, # a MiniWiki question; KeyError for anything else

@@ -15,9 +15,11 @@ function render({ model, el }) {
   const rangeInput = (label, min, max, more) =>
     h("input", { type: "range", min, max, step: .01, "aria-label": label, oninput: drag, onchange: commit, ...more });
   const beta = rangeInput("beta", LOW, HIGH);
-  let moved = false; // the slider, since Python last said where it stands
-  for (const event of ["input", "change"]) beta.addEventListener(event, () => { moved = true; }, true);
   const smoothing = rangeInput("smoothing", .01, .49, { value: .1 });
+  const moved = new Set(); // sliders, since Python last said where they stand
+  for (const slider of [beta, smoothing]) {
+    for (const event of ["input", "change"]) slider.addEventListener(event, () => { moved.add(slider); }, true);
+  }
   const smoothed = h("label", {}, "smoothing ε ", smoothing);
   const group = `wikidpo-loss-${Date.now()}-${serial++}`;
   const types = Object.entries(LOSSES).map(([value, name]) =>
@@ -58,9 +60,9 @@ function render({ model, el }) {
   function state() { // what the controls say, in the terms of wikidpo.core.loss
     const name = root.querySelector(":checked").value;
     return {
-      beta: moved ? +(10 ** beta.value).toPrecision(3) : model.get("beta"), // the slider knows only steps
+      beta: moved.has(beta) ? +(10 ** beta.value).toPrecision(3) : model.get("beta"), // a slider knows only steps
       loss_type: name == "cdpo" ? "dpo" : name,
-      label_smoothing: SMOOTHED.includes(name) ? +smoothing.value : 0,
+      label_smoothing: SMOOTHED.includes(name) ? !moved.has(smoothing) && model.get("label_smoothing") || +smoothing.value : 0,
     };
   }
   function draw({ beta: b, loss_type, label_smoothing }) {
@@ -90,7 +92,7 @@ function render({ model, el }) {
   function read() { // what Python says
     const [b, loss_type, label_smoothing] = ["beta", "loss_type", "label_smoothing"].map(name => model.get(name));
     beta.value = Math.log10(b);
-    moved = false;
+    moved.clear();
     if (label_smoothing) smoothing.value = label_smoothing;
     const checked = loss_type == "dpo" && label_smoothing ? "cdpo" : loss_type;
     for (const radio of root.querySelectorAll("[type=radio]")) radio.checked = radio.value == checked;

@@ -53,6 +53,10 @@ const mount = (model, el, label) => {
   return root;
 };
 
+// Whether a key scrolls the long text that has the focus
+const SCROLLING = ["ArrowDown", "ArrowUp", "PageDown", "PageUp", "Home", "End"];
+const scrolls = e => SCROLLING.includes(e.key) && e.target.closest(".text") !== null;
+
 const send = (model, values) => { for (const [name, value] of Object.entries(values)) model.set(name, value); model.save_changes(); };
 const fixed = (x, digits = 2) => Number.isFinite(x) ? (Math.abs(x) < .5 * 10 ** -digits ? 0 : x).toFixed(digits).replace("-", "−") : "–";
 const minus = x => String(x).replace("-", "−");

@@ -16,7 +16,7 @@ function render({ model, el }) {
   const order = h("select", { "aria-label": "sort by", onchange: () => send(model, { order: order.value }) }, ...model.get("orders").map(o => h("option", { value: o }, o)));
   const slider = (name, label, max) => {
     const out = h("b"), input = h("input", { type: "range", min: 0, max, step: 1, "aria-label": label, oninput: () => limit(name, 0, +input.value ? input.value : "") });
-    const read = () => { input.value = limits()[name]?.[0] ?? 0; out.textContent = `${label} ≥ ${input.value}`; };
+    const read = () => { const least = limits()[name]?.[0] ?? 0; input.value = least; out.textContent = `${label} ≥ ${minus(least)}`; };
     model.on("change:limits", read);
     read();
     return h("label", { class: "wide" }, out, input);
@@ -32,16 +32,16 @@ function render({ model, el }) {
   const save = h("button", { onclick: () => model.send({ export: true }) }, "export these pairs");
 
   // the list, the pair, the figures
-  const body = h("tbody"), side = {}, prompt = h("p", { class: "text" }), where = h("b", { "data-readout": "position" });
+  const body = h("tbody"), side = {}, prompt = h("p", { class: "text", tabindex: 0 }), where = h("b", { "data-readout": "position", role: "status" });
   const list = h("table", { class: "list", tabindex: 0, role: "grid", "aria-label": "pairs; arrow keys move" },
     h("thead", {}, h("tr", {}, ...["pair", "prompt", "chosen", "rejected", "longer by"].map(c => h("th", { scope: "col" }, c)))), body);
-  for (const name of SIDES) side[name] = { facts: h("p", { class: "quiet" }), text: h("p", { class: "text", dir: "auto", "data-side": name }) };
+  for (const name of SIDES) side[name] = { facts: h("p", { class: "quiet" }), text: h("p", { class: "text", dir: "auto", "data-side": name, tabindex: 0 }) };
   const chart = h("div", { class: "small" }), table = h("div");
   const go = by => send(model, { position: Math.max(0, Math.min(model.get("view").kept - 1, model.get("position") + by)) });
   const [back, next] = [["previous", -1], ["next", 1]].map(([name, by]) => h("button", { onclick: () => go(by) }, name));
 
   put(root, { onkeydown: e => {
-    if (e.target.matches("input, select") || !(e.key in STEPS) || e.ctrlKey || e.metaKey || e.altKey) return;
+    if (e.target.matches("input, select") || !(e.key in STEPS) || scrolls(e) || e.ctrlKey || e.metaKey || e.altKey) return;
     e.preventDefault();
     go(STEPS[e.key]);
   } }, [

@@ -28,7 +28,8 @@ function render({ model, el }) {
       // held-out pairs are measured now and then
       const known = steps.map((_, k) => k).filter(k => values[k] !== null);
       const d = path(known.map(k => area.x(steps[k])), known.map(k => area.y(values[k])));
-      area.inner.append(s("path", { class: `line ${i ? "red dashed" : "blue"}`, d }));
+      const dot = known.length == 1 ? "h0" : ""; // with round ends, a line without length is a point
+      area.inner.append(s("path", { class: `line ${i ? "red dashed" : "blue"}`, d: d + dot, "stroke-linecap": dot ? "round" : "butt" }));
     });
     const cursor = s("path", { class: "cursor" }), now = s("text", { x: 8, y: y0 + height, dy: "1.27em", class: "note" });
     area.inner.append(cursor);

@@ -7,7 +7,7 @@ function render({ model, el }) {
   const total = () => model.get("total"), go = by => send(model, { position: Math.max(0, Math.min(total() - 1, model.get("position") + by)) });
   const checkpoint = h("select", { "aria-label": "checkpoint", onchange: () => send(model, { checkpoint: checkpoint.value }) },
     ...model.get("checkpoints").map(name => h("option", { value: name }, visible(name))));
-  const number = h("input", { type: "number", min: 1, max: total(), "aria-label": "pair", onchange: () => go(number.value - 1 - model.get("position")) });
+  const number = h("input", { type: "number", min: 1, max: total(), "aria-label": "pair", onchange: () => go(Math.round(number.value) - 1 - model.get("position")) });
   const margin = h("b", { "data-readout": "margin" }), prompt = h("p", { class: "text" }), chart = h("div");
   for (const side of SIDES) { lists[side] = h("ol", { class: "tokens", "aria-label": `${side}, tokens with rewards`, "data-side": side }); sums[side] = h("b", { "data-readout": side }); }
 

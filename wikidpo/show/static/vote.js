@@ -6,11 +6,11 @@ function render({ model, el }) {
   const root = mount(model, el, "Blind vote"), texts = {};
   const vote = choice => model.get("question").prompt !== undefined && model.send({ vote: choice, number: model.get("question").number });
   const buttons = [["first", "1: left is better"], ["tie", "0: no difference"], ["second", "2: right is better"]].map(([choice, label]) => h("button", { onclick: () => vote(choice) }, label));
-  const prompt = h("p", { class: "text" }), votes = h("b", { "data-readout": "votes" }), agreement = h("b", { "data-readout": "kappa" }), where = h("div");
-  for (const side of ["first", "second"]) texts[side] = h("p", { class: "text", dir: "auto", "data-side": side });
+  const prompt = h("p", { class: "text", tabindex: 0, "aria-live": "polite" }), votes = h("b", { "data-readout": "votes" }), agreement = h("b", { "data-readout": "kappa" }), where = h("div");
+  for (const side of ["first", "second"]) texts[side] = h("p", { class: "text", dir: "auto", "data-side": side, tabindex: 0 });
 
   put(root, { tabindex: 0, onkeydown: e => {
-    if (!(e.key in KEYS) || e.ctrlKey || e.metaKey || e.altKey || e.repeat) return;
+    if (!(e.key in KEYS) || scrolls(e) || e.ctrlKey || e.metaKey || e.altKey || e.repeat) return;
     e.preventDefault();
     vote(KEYS[e.key]);
   } }, [

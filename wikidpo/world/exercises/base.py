@@ -19,7 +19,7 @@ from torch import nn
 def _plain(x):
     "One form for what may stand for each other"
     if isinstance(x, torch.Tensor): return x.item() if x.dim() == 0 else x.detach().double().cpu()
-    if hasattr(x, "__array__"): return _plain(torch.as_tensor(x))
+    if hasattr(x, "__array__"): return _plain(torch.as_tensor(x) if x.dtype.kind in "biuf" else x.tolist())
     return list(x) if isinstance(x, tuple) else x
 
 def _kind(x)->str:

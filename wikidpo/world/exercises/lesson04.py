@@ -10,8 +10,8 @@ from .base import Exercise, Mistake
 
 # %% ../../../nbs/world/exercises/lesson04.ipynb #read-score-cases
 def _read_score_cases():
-    "reply: four grades, and eight texts that are none"
-    replies = ["7", " 10\n", "Score: 7", "7/10", "8.5", "1. The answer is right",
+    "reply: four grades, and nine texts that are none"
+    replies = ["7", " 10\n", "Score: 7", "7/10", "7/100", "8.5", "1. The answer is right",
                "On a scale of 1 to 10, I give it a 7", "100", "0", "-1", "good", ""]
     return [(reply,) for reply in replies]
 
@@ -66,12 +66,13 @@ def read_score(reply):
 
 # %% ../../../nbs/world/exercises/lesson04.ipynb #expected-score-cases
 def _expected_score_cases():
-    "probs: beside another word, with 10 among them, hardly any grade, just half, and one grade alone"
+    "probs: beside another word, with 10, hardly any grade, just half, one grade alone, and a number that is none"
     return [({"6": .45, "8": .4, "The": .15},),
             ({"10": .6, "1": .1, "9": .3},),
             ({"I": .7, "5": .2, "4": .1},),
             ({"It": .5, "8": .25, "6": .25},),
-            ({"7": 1.},)]
+            ({"7": 1.},),
+            ({"7": .6, "100": .4},)]
 
 # %% ../../../nbs/world/exercises/lesson04.ipynb #a4f6e92d
 check_expected_score = Exercise(
@@ -174,7 +175,8 @@ check_fence = Exercise(
     task="""
 The answer under judgement is a stranger's text. Put it between two fence lines, so that the judge
 can see where it ends. A text that contains the fence itself would end early and speak for you; so
-make the fence of backticks, at least three, and longer than any run of backticks inside.
+make the fence of backticks, the fewest that are at least three and longer than any run of them
+inside.
 
 **Predict first:** how long is the fence around a text with the runs `` ` ``, ```` ``` ```` and ``
 ` ``?

@@ -19,6 +19,7 @@ def _pick_pair_cases():
             ([9, None, 8, 8], 2, 6),
             ([None, 9, None, None], 2, 6),
             ([None, 5, None, 8], 2, 6),
+            ([None, None, None, None], 2, 6),
             ([8, 7, 7, 7], 2, 6),
             ([9, 9, 2, 2], 2, 6)]
 

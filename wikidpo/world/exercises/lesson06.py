@@ -226,7 +226,8 @@ check_window_weights = Exercise(
     task="""
 A step accumulates over micro-batches, because all its pairs do not fit at once. Each micro-batch
 gives the *mean* loss of its pairs. By which weight must each mean be multiplied, so that the
-gradients add up to that of the mean over *all* pairs? The last micro-batch may be smaller.
+gradients add up to that of the mean over *all* pairs? Return a list of weights. The last
+micro-batch may be smaller.
 
 **Predict first:** micro-batches of 4, 4 and 1 pairs, each divided by 3. Which pair pulls hardest,
 and how many times too hard?
@@ -257,7 +258,7 @@ The lonely one: it weighs 1/3 instead of 1/9, three times too much (and the othe
 
 # %% ../../../nbs/world/exercises/lesson06.ipynb #make-reference-helpers
 class _Tiny(nn.Module):
-    "A model with a weight to move, dropout to switch off, and a buffer"
+    "A model with a weight to move, and dropout to switch off"
     def __init__(self):
         super().__init__()
         self.lin, self.drop = nn.Linear(3, 2), nn.Dropout(.5)
@@ -268,19 +269,22 @@ class _Tiny(nn.Module):
 
 def _while_training(f, model):
     "What becomes of a reference while its policy trains"
+    mine, mode = model.lin.weight.detach().clone(), model.training
     if (ref := f(model)) is None: return None
     before = ref.lin.weight.detach().clone()
     with torch.no_grad(): model.lin.weight += 1
     return {"stays where it was": torch.equal(before, ref.lin.weight),
-            "has the policy's weights": torch.equal(before, torch.full((2, 3), .5)),
+            "has the policy's weights": torch.equal(before, mine),
             "wants gradients": any(p.requires_grad for p in ref.parameters()),
             "drops out": ref.training,
-            "policy still trains": model.training and all(p.requires_grad for p in model.parameters())}
+            "policy is as it was": model.training == mode and all(p.requires_grad for p in model.parameters())}
 
 # %% ../../../nbs/world/exercises/lesson06.ipynb #make-reference-cases
 def _make_reference_cases():
-    "model: one with all that a reference should not have"
-    return [(_Tiny(),)]
+    "model: one as it was made, and one that has moved since and does not train just now"
+    moved = _Tiny().eval()
+    with torch.no_grad(): moved.lin.weight += .25
+    return [(_Tiny(),), (moved,)]
 
 # %% ../../../nbs/world/exercises/lesson06.ipynb #d1a37014
 check_make_reference = Exercise(

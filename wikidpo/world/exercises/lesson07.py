@@ -101,11 +101,12 @@ convex), so a real run at 0.6 has a mean margin somewhat above 0.2.
 
 # %% ../../../nbs/world/exercises/lesson07.ipynb #diagnose-cases
 def _diagnose_cases():
-    "run: each diagnosis at least once, runs to which two of them would apply, and the three edges"
+    "run: each diagnosis at least once, runs to which two would apply, the three edges, and first losses near ln 2"
     rows = [(.6931, .86, .21, -.05), (.6931, .9, 3.2, -2.4), (.7102, .8, .4, -2.), (.6755, .9, .3, 0.),
             (.69315, .2, -.3, -.4), (.6931, .55, .002, 0.), (.6932, .1, -2., -3.), (.693147, .7, .15, .1),
             (.5, .8, .3, .05), (math.log(2), .75, .12, -.2),
-            (.6931, .5, .05, -.1), (.6931, .8, .4, -1.5), (.6931, .6, .01, 0.)]
+            (.6931, .5, .05, -.1), (.6931, .8, .4, -1.5), (.6931, .6, .01, 0.),
+            (.6938, .8, .3, 0.), (.6945, .8, .3, 0.)]
     return [(dict(zip(("first_loss", "accuracy", "margin", "chosen"), row)),) for row in rows]
 
 # %% ../../../nbs/world/exercises/lesson07.ipynb #diagedg2

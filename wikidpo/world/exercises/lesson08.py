@@ -259,8 +259,8 @@ win rate that the fit gives at equal length, $d = 0$ (the idea of Dubois et al. 
 2404.04475).
 
 **Predict first:** in half of the comparisons both answers are equally long, and the new model wins
-50 %; in the other half its answer is longer, and it wins 90 %. That is 70 % in all. What will the
-fit say?
+50 %; in the other half its answer is longer, by always the same length, and it wins 90 %. That is
+70 % in all. What will the fit say?
 """,
     hint="""
 Two parameters and a loss, `F.binary_cross_entropy_with_logits(a + b * d, win)`: a hundred steps of
@@ -277,7 +277,8 @@ def equal_length(win, d):
     return w[0].sigmoid().item()
 ''',
     answer="""
-50 %: what is left at equal length. The rest of the 70 % came with length. Whether it was bought by
+50 %: what is left at equal length. (Were some much longer than others, the fit could not pass
+through both halves, and would say something else.) The rest of the 70 % came with length. Whether it was bought by
 length is another question: where longer answers are also better ones, the fit takes that away too.
 """,
     mistakes=[

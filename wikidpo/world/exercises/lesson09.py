@@ -170,7 +170,7 @@ misses them, and comes out about one nat too low. Lesson 09 uses the plain mean.
 
 # %% ../../../nbs/world/exercises/lesson09.ipynb #choose-beta-cases
 def _choose_beta_cases():
-    "win, kl, behind: one drifted less, one is surely best, four of which one is luck, a sure winner"
+    "win, kl, behind: one drifted less, one is surely best, four with one by luck, a sure winner, KL upside down"
     none = (0., 0.)
     return [({.05: (.62, .55, .69), .1: (.6, .53, .67), .5: (.52, .45, .59)}, {.05: 9., .1: 4., .5: 1.},
              {.05: none, .1: (-.03, .07), .5: (.03, .17)}),
@@ -179,7 +179,9 @@ def _choose_beta_cases():
             ({.02: (.55, .42, .68), .05: (.58, .47, .68), .1: (.56, .51, .62), .5: (.51, .44, .6)},
              {.02: 20., .05: 14., .1: 3., .5: 1.}, {.02: (-.05, .1), .05: none, .1: (-.04, .08), .5: (.01, .13)}),
             ({.05: (.75, .7, .79), .1: (.6, .55, .65), .5: (.56, .51, .61)}, {.05: 12., .1: 5., .5: 1.},
-             {.05: none, .1: (.1, .2), .5: (.13, .25)})]
+             {.05: none, .1: (.1, .2), .5: (.13, .25)}),
+            ({.05: (.6, .53, .67), .1: (.62, .55, .69), .5: (.52, .45, .59)}, {.05: 2., .1: 6., .5: 3.},
+             {.05: (-.03, .07), .1: none, .5: (.03, .17)})]
 
 # %% ../../../nbs/world/exercises/lesson09.ipynb #ee8517ee
 # style: one exercise, a line or two a mistake
