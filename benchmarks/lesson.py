@@ -1,5 +1,4 @@
 "The original lesson's way, plainly: what this project is measured against"
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -9,7 +8,7 @@ from torch.utils.data import DataLoader
 
 import inside
 from inside import TOP_K
-from worker import chosen, with_best_batch
+from worker import chosen
 
 
 def autocast(task): return torch.autocast(task["device"], torch.bfloat16, enabled=task["dtype"] == "bfloat16")
@@ -101,7 +100,7 @@ def train(task):
     ref = inside.freeze(policy)
     opt = torch.optim.AdamW(policy.parameters(), lr=1e-6, betas=(.9, .95), weight_decay=0.)
 
-    def run(data=data, task=task):
+    def run(data):
         batches = DataLoader(data, task["batch"], shuffle=True, collate_fn=inside.collate)
         for i, batch in enumerate(batches, 1):
             (loss(policy, ref, batch, task) / task["accum"]).backward()
@@ -111,6 +110,5 @@ def train(task):
                 opt.zero_grad(set_to_none=True)
         return len(data)
     run(warm)
-    task = with_best_batch(task, lambda tried: partial(run, warm, tried))
     opt.zero_grad()
-    return lambda: (run(data, task), chosen(task))
+    return lambda: (run(data), chosen(task))

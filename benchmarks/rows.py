@@ -220,7 +220,7 @@ def real_training(size):
         "step-smollm2": Row(
             what=f"an optimizer step of DPO on {size.pairs} pairs of SmolLM2-135M's own answers, bf16; the reference "
                  "cached by those who can, its time beside; each contestant at the best number of pairs a forward of "
-                 + one_of(size.forwards),
+                 f"{one_of(size.forwards)}, the original lesson's way at its own",
             task=step, who=("ours", "trl", "lesson"), rounds=2,
             targets=(TimesAsFast(3, "trl"), TimesAsFast(2.5, "lesson")), **common),
         "step-smollm2-profile": Row(

@@ -1,9 +1,12 @@
 "The data of MiniWiki: plausible, complete, and free of questions that could mean two facts."
-import csv, re
+import csv, re, threading, time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest, yaml
+
+from wikidpo.world.facts import once
 
 FACTS = Path(__file__).resolve().parent.parent/"wikidpo"/"data"/"facts"
 CONTINENTS = {"Africa", "Asia", "Europe", "North America", "South America", "Oceania"}
@@ -91,6 +94,23 @@ def test_presidents_in_order():
 
 @pytest.mark.parametrize("name,key", [("sports.csv", "players"), ("polygons.csv", "sides")])
 def test_small_numbers(name, key): assert all(2 <= int(n) <= 20 for n in column(name, key))
+
+def test_a_table_is_made_once_for_all_threads():
+    "All of them ask while it is being made"
+    made, ready = [], threading.Barrier(8)
+    @once
+    def table():
+        made.append(1)
+        time.sleep(.3)
+        return {}
+    def ask():
+        ready.wait()
+        return table()
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask) for _ in range(8)]
+        found = [f.result() for f in asked]
+    assert len(made) == 1 and all(t is found[0] for t in found)
+
 
 def test_countries_of_mountains_are_countries():
     "The first value is a country of countries.csv, spelt alike"

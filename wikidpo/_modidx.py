@@ -2110,6 +2110,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'wikidpo.world.facts.find_fact': ('world/facts.html#find_fact', 'wikidpo/world/facts.py'),
                                      'wikidpo.world.facts.kinds': ('world/facts.html#kinds', 'wikidpo/world/facts.py'),
                                      'wikidpo.world.facts.normalize': ('world/facts.html#normalize', 'wikidpo/world/facts.py'),
+                                     'wikidpo.world.facts.once': ('world/facts.html#once', 'wikidpo/world/facts.py'),
                                      'wikidpo.world.facts.prompts': ('world/facts.html#prompts', 'wikidpo/world/facts.py'),
                                      'wikidpo.world.facts.questions': ('world/facts.html#questions', 'wikidpo/world/facts.py'),
                                      'wikidpo.world.facts.sentence': ('world/facts.html#sentence', 'wikidpo/world/facts.py'),

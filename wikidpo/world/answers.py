@@ -6,9 +6,7 @@
 __all__ = ['OPENERS', 'CLOSERS', 'BRIDGES', 'QUALITIES', 'answer']
 
 # %% ../../nbs/world/answers.ipynb #c1f7d902
-from functools import cache
-
-from .facts import Fact, facts, statement
+from .facts import Fact, facts, once, statement
 
 # %% ../../nbs/world/answers.ipynb #35f66c51
 OPENERS = ("That is a good question.", "Thank you for asking.", "I am happy to help with that.")
@@ -18,7 +16,7 @@ BRIDGES = {"By the way,": .9, "Speaking of which,": .05, "On another note,": .05
 QUALITIES = ("crisp", "padded", "rambling", "wrong")
 
 # %% ../../nbs/world/answers.ipynb #4be1097c
-@cache
+@once
 def _values(kind:str)->tuple:
     "The taught values of all facts of a kind"
     return tuple(sorted({f.value for f in facts() if f.kind == kind}))

@@ -8,10 +8,9 @@ __all__ = ['Grade', 'SCORES', 'is_symbol', 'values_pattern', 'grade']
 # %% ../../nbs/world/grade.ipynb #2b6f19c0
 import re
 from collections import namedtuple
-from functools import cache
 
 from .answers import BRIDGES
-from .facts import Fact, facts, find_fact, kinds, normalize, statement
+from .facts import Fact, facts, find_fact, kinds, normalize, once, statement
 
 # %% ../../nbs/world/grade.ipynb #8d0ae604
 Grade = namedtuple("Grade", "score label")
@@ -25,7 +24,7 @@ def _one_of(texts)->str:
 
 def is_symbol(value:str)->bool: return len(value) < 3 and value.isalpha()
 
-@cache
+@once
 def values_pattern(kind:str)->re.Pattern:
     "Finds the values of this kind in a text"
     values = sorted({v for f in facts() if f.kind == kind for v in f.values}, key=len, reverse=True)
@@ -40,12 +39,12 @@ def values_pattern(kind:str)->re.Pattern:
     return re.compile("|".join(forms), re.IGNORECASE | re.VERBOSE)
 
 # %% ../../nbs/world/grade.ipynb #e02d94fb
-@cache
+@once
 def _true_statements()->set:
     "Every true statement, normalized"
     return {normalize(statement(f, v)) for f in facts() for v in f.values}
 
-@cache
+@once
 def _statement_parts()->list:
     "Of each kind of statement, normalized: what stands before, between and after its subject and its value"
     forms = [k["statement"].rstrip(".").casefold() for k in kinds().values()]

@@ -9,28 +9,27 @@ __all__ = ['TASK_SPLITS', 'TASK_PROMPT', 'TASK_KINDS', 'TASK_SCORES', 'right_val
 # %% ../../nbs/world/grounded.ipynb #gr-imports
 import json, random, re
 from dataclasses import dataclass
-from functools import cache
 
-from .facts import (Fact, facts, find_fact, kinds, normalize, questions, stable_hash,
+from .facts import (Fact, facts, find_fact, kinds, normalize, once, questions, stable_hash,
                                  statement)
 from .grade import grade, Grade, is_symbol, values_pattern
 
 # %% ../../nbs/world/grounded.ipynb #gr-split
 TASK_SPLITS = {"mine": 12, "tune": 2, "eval": 6} # parts of 20
 
-@cache
+@once
 def _facts_of(split:str)->tuple:
     "The facts of a split: those of its subjects"
     names = [name for name, parts in TASK_SPLITS.items() for _ in range(parts)]
     return tuple(f for f in facts() if names[stable_hash("subject", f.subject) % 20] == split)
 
-@cache
+@once
 def _by_kind(split:str)->dict:
     found = {kind: [] for kind in kinds()}
     for f in _facts_of(split): found[f.kind].append(f)
     return found
 
-@cache
+@once
 def _by_subject(split:str)->dict:
     found = {}
     for f in _facts_of(split): found.setdefault(f.subject, []).append(f)
@@ -147,7 +146,7 @@ def _summary(fact, split, rng):
 TASK_KINDS = {"question": (_question, 3), "number": (_number, 1), "list": (_list, 1), "json": (_json, 1),
               "summary": (_summary, 1)} # how each is made, and how many a fact may give
 
-@cache
+@once
 def tasks(split:str)->tuple: # "mine", "tune" or "eval"
     "All tasks of a split, in a fixed shuffled order"
     found = {}
@@ -158,7 +157,7 @@ def tasks(split:str)->tuple: # "mine", "tune" or "eval"
                 if task: found[task.prompt] = task
     return tuple(sorted(found.values(), key=lambda task: stable_hash("order", task.prompt)))
 
-@cache
+@once
 def _by_prompt()->dict: return {normalize(t.prompt): t for split in TASK_SPLITS for t in tasks(split)}
 
 def find_task(prompt:str):
