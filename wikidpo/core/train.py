@@ -22,9 +22,7 @@ from .loss import implicit_reward, pair_loss, PairLogps
 # %% ../../nbs/lessons/06_training.ipynb #049d18b6
 def freeze(model):
     "A frozen copy in eval mode: the reference"
-    ref = copy.deepcopy(model).eval()
-    for p in ref.parameters(): p.requires_grad_(False)
-    return ref
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 # %% ../../nbs/lessons/06_training.ipynb #c5f1a6ca
 def lr_at(step:int, # 0 is the first

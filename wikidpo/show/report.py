@@ -110,7 +110,7 @@ def _compared(found)->str: # the section `compare`
         if first["strength"] - second["strength"] < 1e-9:
             return f"No file leads the ranking of {len(found['files'])} files of answers, {prompts}"
         return (f"{visible(first['name'])} leads the ranking of {len(found['files'])} files of answers, and does so "
-                f"in {first['first']:.0%} of the draws, {prompts}")
+                f"in {first['first']:.1%} of the draws, {prompts}")
     judged = found["comparisons"][0]
     if judged.get("win_rate") is None: return f"Nothing could be compared {prompts}"
     return (f"{visible(judged['a'])}'s win rate against {visible(judged['b'])} is {judged['win_rate']:.1%}, ties "
