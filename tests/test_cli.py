@@ -1,13 +1,14 @@
 "Bad input through the real command: one line on stderr, exit status 2, and nothing written"
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from wikidpo.cli import main, parse
+from wikidpo.cli import main, parse, VERBS
 from wikidpo.core.files import read_jsonl
 from wikidpo.core.model import GPT, GPTConfig
 from wikidpo.judge.offline import offline_app, serving
@@ -135,19 +136,24 @@ def test_report_of_no_run(capsys, tmp_path):
     assert str(tmp_path/"nothing") in fails(capsys, "report", "--out", tmp_path/"nothing")
 
 
-@pytest.mark.parametrize("verb", ["lesson", "teacher", "sft", "prompts", "mine", "train", "judge", "report"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_explains_every_flag(capsys, verb):
+    "In words, behind its name and the kind of its value"
     with pytest.raises(SystemExit) as e: main([verb, "--help"])
     out = capsys.readouterr().out
-    assert e.value.code == 0 and f"wikidpo {verb}" in out and "--out" in out
+    assert e.value.code == 0 and f"wikidpo {verb}" in out
+    flags = [" ".join(flag.split()) for flag in re.split(r"\n\s+(?=--?[a-z])", out)[1:]]
+    assert flags
+    for flag in flags:
+        said = re.sub(r"^(--?[\w.-]+,? )+(\{\S*\}\S* |[A-Z|{}\[\].]+ )?", "", flag).split("(default")[0]
+        assert re.search("[a-z]{3}", said), flag
     if verb == "train": assert "strength of the KL leash" in out and "0.1" in out
 
 
 def test_the_command_itself_explains_every_verb(capsys):
     main(["--help"])
     out = capsys.readouterr().out
-    verbs = "lesson", "prompts", "mine", "train", "judge", "sweep", "doctor", "import"
-    for verb in verbs: assert f"\n  {verb} " in out
+    for verb in VERBS: assert f"\n  {verb} " in out
 
 
 ARGUMENTS = (["--help"], ["train", "--help"], ["prompts", "--help"], ["prompts", "grounded", "--n", "0"],
