@@ -158,7 +158,7 @@ STATISTICS = [
         ("z:float=1.96", "z:float=1.64"),
         ("alpha/2)/(2*math.sqrt(m))", "alpha)/(2*math.sqrt(m))"),
         ("+ normal.cdf((.5 - p - edge)/sd)", ""),
-        ("if m <= 0 or power(high, m, alpha) < chance: return 1.", "if m <= 0: return 1."),
+        ("if 2*.5**m > alpha or power(high, m, alpha) < chance: return 1.", "if m <= 0: return 1."),
         ("comparisons\n               chance:float=.8", "comparisons\n               chance:float=.9"),
         ("[(num[i].sum(), den[i].sum()) for i in draws]", "[(num[i].sum(), den.sum()) for i in draws]"),
         ("rng.integers(len(num), size=len(num))", "rng.integers(len(num), size=len(num)//2)"),
@@ -348,7 +348,7 @@ TRAINING = [
         " test_training.py::test_every_pair_is_seen_once_an_epoch_also_in_the_last_partial_window"
         " test_training.py::test_order_depends_on_the_seed_and_on_nothing_else"
         " test_training.py::test_accumulation_gives_the_gradient_of_one_batch_also_when_ragged",
-        ("ref = copy.deepcopy(model).eval()", "ref = model.eval()"),
+        ("return copy.deepcopy(model).eval()", "return model.eval()"),
         ("return (step + 1) / (warmup_steps + 1)", "return step / (warmup_steps + 1)"),
         (".5 * (1 + math.cos(math.pi * done))", "(1 - done)**.1"),
         ("betas=(.9, .95)", "betas=(.9, .999)"),
