@@ -9,7 +9,7 @@ __all__ = ['FACTS', 'DATA', 'SPLITS', 'Fact', 'once', 'kinds', 'facts', 'sentenc
 # %% ../../nbs/world/facts.ipynb #37ce33d2
 import csv, hashlib
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
 from threading import RLock
 
@@ -33,10 +33,13 @@ class Fact:
 # %% ../../nbs/world/facts.ipynb #once0001
 def once(make):
     "`functools.cache` for threads: who asks while it is being made waits, and does not make it too"
-    made, lock = cache(make), RLock()
+    made, lock = {}, RLock()
     @wraps(make)
     def get(*args):
-        with lock: return made(*args)
+        if args in made: return made[args] # without the lock, for which threads would queue ever after
+        with lock:
+            if args not in made: made[args] = make(*args)
+        return made[args]
     return get
 
 # %% ../../nbs/world/facts.ipynb #a3b1c0d4
