@@ -115,7 +115,10 @@ world: install ## rebuild MiniWiki as it ships: model, pairs, margins (about eig
 
 pictures: ## take the pictures of the widgets for the README again, in the lessons: runs these in a real JupyterLab
 	@$(MAKE) -s test-browser ARGS="-k 'lesson and (02 or 05 or 06 or 07 or 08)'"
-	@cd runs/browser; for p in 02_the_loss_and_the_leash_beta_slider:beta 05_pair_inspector:inspector 06_token_view:tokens 07_run_player:player 08_blind_vote:vote; do cp lesson_$${p%:*}_0.png ../../images/widget_$${p#*:}.png || exit 1; done
+	@for p in 02_the_loss_and_the_leash_beta_slider:beta 05_pair_inspector:inspector 06_token_view:tokens \
+	    07_run_player:player 08_blind_vote:vote; do \
+	  cp runs/browser/lesson_$${p%:*}_0.png images/widget_$${p#*:}.png || exit 1; \
+	done
 
 test-smollm2: install ## run the tests on a real model, SmolLM2 from PyPI: the short form of the lesson, and lesson 11 (about 4 minutes)
 	@$(BIN)/python -m pytest -m "smollm2 and not vllm" $(ARGS)

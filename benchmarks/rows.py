@@ -92,8 +92,8 @@ def flop(cfg, length, passes=1, context=None):
     return passes * length * (2 * weights(cfg) + attention)
 
 
-def headless(cfg, length, passes=1):
-    "Of so many tokens the part that the head takes, which nobody needs for a prompt's tokens"
+def head_flop(cfg, length, passes=1):
+    "The part of `flop` that is the head's, which nobody needs for a prompt's tokens"
     return passes * length * 2 * cfg.vocab_size * cfg.n_embd
 
 
@@ -104,7 +104,7 @@ def sampling_bytes(cfg, rows, k, prompt, new):
     return 2 * (weights(cfg) / rows + cached)
 
 
-def one_of(numbers): return ", ".join(map(str, numbers))
+def listed(numbers): return ", ".join(map(str, numbers))
 
 
 def on(device): return dict(device=device, dtype="bfloat16", threads=THREADS)
@@ -161,7 +161,7 @@ def training(size):
     task = on("cpu") | learning(size, size.model)
     pair = 2 * flop(SHAPES[size.model], size.long, 3)
     cfg, prompt = SHAPES[size.model], PROMPT + 7
-    least = (1 - prompt / (2 * size.long)) * pair - headless(cfg, prompt, 3) # the prompt once, and without the head
+    least = (1 - prompt / (2 * size.long)) * pair - head_flop(cfg, prompt, 3) # the prompt once, and without the head
     return {
         "train": Row(
             what=f"an optimizer step of DPO on {n} pairs of 2 × {size.long} tokens, {size.words}, bf16; "
@@ -188,7 +188,7 @@ def mining(size):
     reading = flop(cfg, prompt, context=prompt / 2) / (4 * answer) # of the prompt, for each token of its answers
     token = flop(cfg, 1, context=prompt + answer / 2)
     new = prompt - GROUNDED["common"] # what all prompts begin with is read once
-    least = token + (flop(cfg, new, context=prompt / 2) - headless(cfg, new)) / (4 * answer)
+    least = token + (flop(cfg, new, context=prompt / 2) - head_flop(cfg, new)) / (4 * answer)
     rows = 4 * size.batches[-1]
     task = on("cpu") | drawing(size, size.real_model) | dict(
         prompts=n, max_new=size.mini_new, part=size.part, few=size.few, batches=size.batches, extrapolate=False)
@@ -196,7 +196,7 @@ def mining(size):
         "mine-smollm2": Row(
             what=f"SmolLM2-135M's answers to {n} tasks about texts, at each of 4 temperatures one of up to "
                  f"{size.mini_new} tokens, bf16; each contestant at the best number of rows of "
-                 + one_of(4 * n for n in size.batches),
+                 + listed(4 * n for n in size.batches),
             script="sample.py", task=task, who=("ours", "vllm", "huggingface", "lesson"), rounds=2,
             targets=(TimesAsFast(1.5, "vllm"), TimesAsFast(60, "lesson")),
             flop=token + reading, least=least, bytes=sampling_bytes(cfg, rows, 4, prompt, answer)),
@@ -212,7 +212,7 @@ def real_training(size):
     prompt, answers = GROUNDED["prompt"], GROUNDED["chosen"] + GROUNDED["rejected"]
     pair = flop(cfg, 2 * prompt + answers, 3, context=prompt / 2)
     new = prompt - GROUNDED["common"]
-    least = flop(cfg, new + answers, 3, context=prompt / 2) - headless(cfg, new, 3)
+    least = flop(cfg, new + answers, 3, context=prompt / 2) - head_flop(cfg, new, 3)
     task = on("cpu") | learning(size, size.real_model) | dict(batches=size.forwards, batch=size.forwards[0])
     step = task | dict(pairs=size.pairs, accum=size.pairs // size.forwards[0])
     common = dict(script="train.py", unit="pairs/s", flop=pair, least=least)
@@ -220,7 +220,7 @@ def real_training(size):
         "step-smollm2": Row(
             what=f"an optimizer step of DPO on {size.pairs} pairs of SmolLM2-135M's own answers, bf16; the reference "
                  "cached by those who can, its time beside; each contestant at the best number of pairs a forward of "
-                 f"{one_of(size.forwards)}, the original lesson's way at its own",
+                 f"{listed(size.forwards)}, the original lesson's way at its own",
             task=step, who=("ours", "trl", "lesson"), rounds=2,
             targets=(TimesAsFast(3, "trl"), TimesAsFast(2.5, "lesson")), **common),
         "step-smollm2-profile": Row(

@@ -372,7 +372,8 @@ def verdicts_view(result):
     "The view for the comparisons with one result: 'a', 'b' or 'tie'"
     def view(run):
         verdicts = [verdict for verdict in run.verdicts if verdict["result"] == result]
-        duels = [_verdict_duel(verdict, contestants(run.config)) for verdict in evenly_spaced(verdicts, 4)]
+        names = contestants(run.config)
+        duels = [_verdict_duel(verdict, names) for verdict in evenly_spaced(verdicts, 4)]
         return {"duels": duels} if duels else None
     return view
 

@@ -16,7 +16,11 @@ function render({ model, el }) {
   const order = h("select", { "aria-label": "sort by", onchange: () => send(model, { order: order.value }) }, ...model.get("orders").map(o => h("option", { value: o }, o)));
   const slider = (name, label, max) => {
     const out = h("b"), input = h("input", { type: "range", min: 0, max, step: 1, "aria-label": label, oninput: () => limit(name, 0, +input.value ? input.value : "") });
-    const read = () => { const least = limits()[name]?.[0] ?? 0; input.value = least; out.textContent = `${label} ≥ ${minus(least)}`; };
+    const read = () => {
+      const least = limits()[name]?.[0] ?? 0;
+      input.value = least;
+      out.textContent = `${label} ≥ ${minus(least)}`;
+    };
     model.on("change:limits", read);
     read();
     return h("label", { class: "wide" }, out, input);
