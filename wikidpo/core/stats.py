@@ -44,7 +44,7 @@ def detectable(m:float, # decided comparisons
                )->float:
     "The smallest true decided win rate above one half that is found so often; 1.0 if none"
     low, high = .5, 1 - 1e-9
-    if 2*.5**m > alpha or power(high, m, alpha) < chance: return 1.    # a coin wins all m as often
+    if 2*.5**m > alpha or power(high, m, alpha) < chance: return 1.    # a coin wins them all too
     for _ in range(50):
         mid = (low + high)/2
         if power(mid, m, alpha) >= chance: high = mid

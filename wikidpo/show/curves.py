@@ -91,7 +91,8 @@ def _draw_line(ax, value, label):
 def line_of(panel, run)->tuple:
     "(value, label) of a panel's line: gradients are clipped where the run says"
     value, label = panel.line
-    return (run.config.get("train") or {}).get("max_grad_norm", value) if "grad_norm" in panel.columns else value, label
+    if "grad_norm" in panel.columns: value = (run.config.get("train") or {}).get("max_grad_norm", value)
+    return value, label
 
 def draw_panel(ax, # matplotlib axes
                panel, # one of `PANELS`
