@@ -8,7 +8,7 @@ from wikidpo.core.data import PairDataset, collate as collate
 from wikidpo.core.files import read_jsonl
 from wikidpo.core.train import freeze as freeze, train_dpo
 from wikidpo.engine import packed, ragged, scoring
-from wikidpo.engine.accelerate import accelerate, ready_to_sample
+from wikidpo.engine.accelerate import ready_to_sample, training_parts
 from wikidpo.engine.training import TrainingEngine
 from wikidpo.models.checkpoints import load_checkpoint
 from wikidpo.world.facts import DATA
@@ -57,9 +57,10 @@ def sample(model, tok, asked, task, max_new, batch):
 
 
 def train(policy, ref, data, task, cache=None):
-    "One epoch of DPO; cache: a folder for the reference's log-probabilities"
+    "One epoch of DPO, with what a long run puts on; cache: a folder for the reference's log-probabilities"
     cfg = TrainConfig(lr=1e-6, batch_size=task["batch"], grad_accum_steps=task["accum"], warmup_steps=0)
-    train_dpo(policy, ref, data, cfg, accelerate(precision(task), cache=cache))
+    def choose(policy, tokens): return training_parts(policy, precision(task))
+    train_dpo(policy, ref, data, cfg, TrainingEngine(choose, cache=cache))
 
 
 def clock_beside(spent):

@@ -232,6 +232,9 @@ def real_training(size):
     }
 
 
+AFTER_IMPORT = "`wikidpo lesson --profile smollm2`, after `wikidpo import smollm2` and `wikidpo prompts grounded`"
+
+
 def commands(size):
     "What a person waits for: the lesson, and an answer to a command"
     return {
@@ -239,8 +242,7 @@ def commands(size):
             what="`make lesson` after installation", script="yardstick.py", who=("whole",), unit="s", rounds=1,
             task=on("cpu") | dict(args=list(size.lesson)), targets=(Seconds(60),)),
         "lesson-smollm2": Row(
-            what="`wikidpo lesson --profile smollm2`, after `wikidpo import smollm2` and `wikidpo prompts grounded`",
-            script="yardstick.py", who=("whole",), unit="s", rounds=1,
+            what=AFTER_IMPORT, script="yardstick.py", who=("whole",), unit="s", rounds=1,
             task=on("cpu") | dict(args=list(size.real_lesson)), targets=(Seconds(900),)),
         "answering": Row(
             what="processor time of a command that only has to answer", script="yardstick.py", who=COMMANDS,
@@ -276,7 +278,7 @@ def gpu_sampling(size):
 
 
 def gpu_training(size):
-    "The training of a GPU"
+    "The training of a GPU, and the lesson on it"
     learn = on("cuda") | learning(size, size.gpu_model)
     epoch = learn | dict(batch=32, accum=1, warm=64) # a GPU is warm after a few whole steps
     return {
@@ -291,6 +293,9 @@ def gpu_training(size):
         "gpu-long": Row(
             what="DPO on pairs of 2 × 1,024 tokens: memory", script="train.py", task=learn | dict(long=1024),
             who=("ours",), unit="pairs/s", rounds=1, targets=(PeakMemory(12),)),
+        "gpu-lesson-smollm2": Row(
+            what=AFTER_IMPORT, script="yardstick.py", who=("whole",), unit="s", rounds=1,
+            task=on("cuda") | dict(args=list(size.real_lesson)), targets=(Seconds(120),)),
     }
 
 

@@ -63,7 +63,7 @@ def value_and_gradient(f, model, batch):
 
 def engine(precision="fp32", changes=None, **kw):
     "The engine of this machine, with some of its parts put on or left out"
-    return TrainingEngine(lambda policy: replace(training_parts(policy, precision), **changes or {}), **kw)
+    return TrainingEngine(lambda policy, tokens: replace(training_parts(policy, precision), **changes or {}), **kw)
 
 
 def run(data, engine=None, cfg=CFG, model=MINI, callbacks=()):

@@ -46,7 +46,7 @@ def test_missing_peers_are_reported_and_the_others_measured(monkeypatch, tmp_pat
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU its rows are measured")
 def test_gpu_rows_say_that_there_is_no_gpu(monkeypatch, tmp_path):
     rows = results(monkeypatch, tmp_path, *(name for name in table(True) if name.startswith("gpu-")))
-    assert len(rows) == 6
+    assert len(rows) == 7
     for row in rows.values():
         assert all(c == {"did_not_run": "no GPU"} for c in row["contestants"].values())
         assert all(answer == "did not run" for _, answer in row["verdicts"])

@@ -10,8 +10,9 @@ from wikidpo.cli import main
 from wikidpo.core.config import TrainConfig
 from wikidpo.core.files import UserError
 from wikidpo.core.loss import preference_loss
-from wikidpo.show.doctor import CHANGES, doctor, early_signs, log_signs, prescription
+from wikidpo.show.doctor import CHANGES, doctor, early_signs, evidence_of, log_signs, prescription
 from wikidpo.show.logs import as_log, known_name, read_log
+from wikidpo.show.signs import starts_at_equal_models
 
 RECORDED = Path(__file__).parent.parent/"nbs"/"results"/"doctor"   # by tools/doctor_logs.py
 BETA = 1.25                                                        # of all of them but low_beta
@@ -66,6 +67,14 @@ def test_no_log_shows_a_missing_chat_template():
     signs, text, _ = said("no_template", BETA)
     assert signs[TEMPLATE] is None and "print tokenizer.decode(trainer.train_dataset[0]['prompt_ids'])" in text
     assert "likelier ones" not in text
+
+
+@pytest.mark.parametrize("margin, holds", [(0., True), (-2.5e-8, True), (1.1e-5, False), (-.002, False)])
+def test_a_gpu_may_round_the_first_margin(margin, holds):
+    "On an H100 a reference that was the policy's start gave -2.5e-8"
+    rising = {"loss": [math.log(2), .6, .5], "reward/margin": [margin, .1, .3]}
+    assert starts_at_equal_models(evidence_of(rising, {"beta": .1})).holds is holds
+    assert starts_at_equal_models(evidence_of(rising, {"beta": .1, "loss_type": "simpo", "gamma": .5})).holds is holds
 
 
 def test_another_reference():

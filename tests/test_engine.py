@@ -13,10 +13,11 @@ from wikidpo.core.data import PairDataset
 from wikidpo.core.logps import pair_logps
 from wikidpo.core.model import causal, GPT
 from wikidpo.core.train import PlainEngine, freeze, step_schedule, train_dpo
-from wikidpo.engine import scoring as scoring_module
-from wikidpo.engine.accelerate import ready_to_sample
+from wikidpo.engine import accelerate as accelerate_module, scoring as scoring_module
+from wikidpo.engine.accelerate import WORTH_COMPILING, ready_to_sample, training_parts
 from wikidpo.engine.packed import LinearWithCopies
 from wikidpo.engine.reference_cache import logps_table, tensors_digest, weights_digest
+from wikidpo.engine.training import TrainingEngine
 from wikidpo.models.adopt import Foreign
 from wikidpo.run.folder import write_jsonl
 
@@ -180,6 +181,25 @@ def test_digest_sees_every_weight():
 
 
 # --- parts put on
+
+
+def test_a_short_run_on_a_gpu_is_not_compiled(monkeypatch):
+    large = GPT(replace(MINI.cfg, vocab_size=32768, n_embd=640))
+    short, long = WORTH_COMPILING - 1, WORTH_COMPILING
+    assert training_parts(large, "fp32", tokens=short).compiled                  # on a CPU seconds, and worth it
+    monkeypatch.setattr(accelerate_module, "device_of", lambda model: "cuda")
+    assert [training_parts(large, "fp32", tokens=n).compiled for n in (short, long, math.inf)] == [False, True, True]
+    assert not training_parts(MINI, "fp32").compiled
+
+
+def test_an_engine_is_told_how_many_tokens_it_reads(data):
+    seen = []
+
+    def choose(policy, tokens):
+        seen.append(tokens)
+        return training_parts(policy, "fp32")
+    run(data, TrainingEngine(choose), replace(CFG, epochs=2))
+    assert seen == [2 * sum(len(prompt) + len(a) + len(b) for prompt, a, b in data.rows)]
 
 
 @COMPILER

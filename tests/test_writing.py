@@ -208,7 +208,7 @@ from wikidpo.models.checkpoints import load_checkpoint
 from wikidpo.world.facts import DATA
 policy = load_checkpoint(DATA/"model.safetensors")
 data = PairDataset(sys.argv[1], load_tokenizer(DATA/"tokenizer.json"), 256)
-engine = TrainingEngine(lambda policy: TrainingParts(), cache=Path(sys.argv[2]))
+engine = TrainingEngine(lambda policy, tokens: TrainingParts(), cache=Path(sys.argv[2]))
 cfg = TrainConfig(batch_size=4, grad_accum_steps=1)
 history = train_dpo(policy, freeze(copy.deepcopy(policy)), data, cfg, engine)
 print(json.dumps([wikidpo.__file__, history[0]["reward/margin"], history[0]["loss"]]))

@@ -49,11 +49,11 @@ def evidence_of(metrics, # column -> one float a step
     beta = config.get("beta", .1)
     names = ("beta", "loss_type", "label_smoothing", "gamma", "sft_weight")
     equal_loss = loss_at_start(**{"loss_type": "dpo"} | {k: config[k] for k in names if k in config})
-    rounding = 1e-5, 0.
-    if equal_loss is None: equal_loss, rounding = begin["loss"], (math.inf, 0.)   # it depends on the pairs
+    of_loss, of_margin = Evidence.rounding
+    if equal_loss is None: equal_loss, of_loss = begin["loss"], math.inf          # it depends on the pairs
     z_watched = statistics.median(watched[-1]["z"]) if watched else None
     return Evidence(metrics, config, watched, begin, end, beta, equal_loss, z=end["reward/margin"] / beta,
-                    z_watched=z_watched, judged=judged or {}, rounding=rounding)
+                    z_watched=z_watched, judged=judged or {}, rounding=(of_loss, of_margin))
 
 def gather_evidence(run:Run)->Evidence:
     "What a run says; raises `UserError` if a number is missing"

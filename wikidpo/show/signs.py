@@ -40,7 +40,7 @@ class Evidence:
     z: float|None # the margin at the end, by the log (nats)
     z_watched: float|None # median margin of the watched pairs at the end (nats)
     judged: dict # the section `judge` of summary.json, {} before the win rate is measured
-    rounding: tuple = (1e-5, 0.) # what it may do to the first loss and to the first margin
+    rounding: tuple = (1e-5, 1e-5) # what it may do to the first loss and to the first margin
 
 def in_nats(e:Evidence, reward)->str:
     "A reward, and what it is without the factor beta where that is known"
