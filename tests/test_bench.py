@@ -11,7 +11,7 @@ from systems import LINUX
 sys.path.insert(0, str(Path(__file__).parent.parent/"benchmarks"))
 import bench
 import material
-from contestants import CONTESTANTS, ENVS
+from contestants import CONTESTANTS, ENVS, ROOT
 from page import page
 from rows import SHAPES, Row, flop, table
 from targets import Seconds, ShareOfPeak, TimesAsFast, compare, judge, number, verdict
@@ -41,6 +41,12 @@ def test_missing_peers_are_reported_and_the_others_measured(monkeypatch, tmp_pat
     text = (tmp_path/"README.md").read_text()
     assert "| vLLM | did not run: .venv-nowhere is not installed |" in text
     assert f"| {number(found['ours']['value'])} |" in text
+
+
+def test_the_readme_says_how_long_the_lesson_took_on_a_card():
+    rows = json.loads((ROOT/"benchmarks"/"h100"/"results.json").read_text())["rows"]
+    seconds = rows["gpu-lesson-smollm2"]["contestants"]["whole"]["value"]
+    assert f"the last of these commands took {seconds:.0f} s" in (ROOT/"README.md").read_text()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU its rows are measured")

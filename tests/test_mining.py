@@ -1,6 +1,7 @@
 "Mining: interrupted for real and started again, against an offline teacher served over HTTP and in process"
 import json, shutil, signal, subprocess, sys, time
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from wikidpo.core.pairs import make_pairs
 from wikidpo.core.stats import tally
 from wikidpo.judge.config import TeacherConfig
 from wikidpo.judge.offline import offline_app, OfflineTeacher, serving
+from wikidpo.run import mine as mine_module
 from wikidpo.run.config import EvaluateConfig, MineConfig, PolicyConfig, RunTrainConfig
 from wikidpo.run.folder import write_jsonl
 from wikidpo.run.mine import merge, mine
@@ -337,3 +339,17 @@ def test_the_budget_counts_the_calls_of_a_confirming():
     [phase] = [p for p in budget(rates, cfg, judging, training, 1.) if p.name == "confirm"]
     assert (phase.work, phase.seconds) == (f"{2 * N:,} verdicts", 2 * N / 10)
     assert "confirm" not in [p.name for p in budget(rates, config(), judging, training)]
+
+
+def test_how_many_prompts_stand_in_the_batch_may_be_left_to_the_machine(tmp_path, monkeypatch):
+    asked, sample = [], mine_module.sample_unit
+
+    def sample_unit(model, tok, prompts, unit, seed, batch, **options):
+        asked.append(batch)
+        return sample(model, tok, prompts, unit, seed, batch, **options)
+    monkeypatch.setattr(mine_module, "sample_unit", sample_unit)
+    cfg = MineConfig(str(DATA/"prompts_mine.jsonl"), n_prompts=3, max_new=8)
+    for batch in (None, 2): mine(POLICY, TeacherConfig(), replace(cfg, batch=batch), tmp_path/str(batch))
+    assert asked == [32, 2]
+    assert (tmp_path/"None"/"samples.jsonl").read_text() == (tmp_path/"2"/"samples.jsonl").read_text()
+    with pytest.raises(UserError, match="mine.batch: must be at least 1, found 0"): replace(cfg, batch=0)

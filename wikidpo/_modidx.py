@@ -318,6 +318,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'wikidpo/engine/accelerate.py'),
                                            'wikidpo.engine.accelerate.pick_precision': ( 'engine/accelerate.html#pick_precision',
                                                                                          'wikidpo/engine/accelerate.py'),
+                                           'wikidpo.engine.accelerate.prompts_at_once': ( 'engine/accelerate.html#prompts_at_once',
+                                                                                          'wikidpo/engine/accelerate.py'),
                                            'wikidpo.engine.accelerate.ready_to_sample': ( 'engine/accelerate.html#ready_to_sample',
                                                                                           'wikidpo/engine/accelerate.py'),
                                            'wikidpo.engine.accelerate.record_steps': ( 'engine/accelerate.html#record_steps',

@@ -6,7 +6,7 @@ Every other part of the engine does as it is told. Which part pays on which mach
 
 # %% auto #0
 __all__ = ['WORTH_COMPILING', 'pick_device', 'has_bf16', 'pick_precision', 'is_large', 'device_of', 'training_parts',
-           'accelerate', 'compile_for_sampling', 'record_steps', 'ready_to_sample']
+           'accelerate', 'compile_for_sampling', 'record_steps', 'ready_to_sample', 'prompts_at_once']
 
 # %% ../../nbs/engine/accelerate.ipynb #3bdb898b
 import math
@@ -14,6 +14,7 @@ from copy import copy, deepcopy
 
 import torch
 
+from ..core.config import UNIT
 from ..core.files import UserError
 from ..core.model import GPT, Block, causal
 from .attention import block_attention
@@ -113,3 +114,10 @@ def ready_to_sample(model, # of `open_policy`
     if not has_bf16("cpu"): return half
     half = pack_for_sampling(half)
     return compile_for_sampling(half) if large else half
+
+# %% ../../nbs/engine/accelerate.ipynb #at0nce02
+def prompts_at_once(batch:int|None, # as many as were asked for; None: as many as pay
+                    device:str, # cpu or cuda
+                   )->int:
+    "Prompts in one ragged batch, at most"
+    return batch or (UNIT if device == "cuda" else 32)

@@ -14,13 +14,15 @@ import torch
 
 from .ragged import CachedRows, token_logits
 
-# %% ../../nbs/engine/graphs.ipynb #a41c0b05
+# %% ../../nbs/engine/graphs.ipynb #a41c0b14
 @cache
 def recording_stream(): return torch.cuda.Stream()                   # one for all: each keeps a workspace
 
+# %% ../../nbs/engine/graphs.ipynb #a41c0b05
 class GraphedRows(CachedRows):
     "`CachedRows` on a GPU, whose step is recorded once for each layout of the cache"
     multiple, room = 8, 64
+    crowded = .25                                                     # a finished row costs nothing, a new layout does
 
     def __init__(self, model, k, past=None): # as for `CachedRows`
         super().__init__(model, k, past)

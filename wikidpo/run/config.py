@@ -73,7 +73,9 @@ def shard_units(shard:str|None, # i/n; None: the whole
 def _check_mining(cfg):
     "Refuses a mining that could not give a pair"
     check_paths(cfg, "mine", ["prompts"])
-    check_at_least_one(cfg, "mine", ("n_prompts", "batch", "max_new", "top_k"))
+    counts = ["n_prompts", "max_new", "top_k"]
+    if cfg.batch is not None: counts.append("batch")
+    check_at_least_one(cfg, "mine", counts)
     check_limits(cfg, "mine", seed=SEEDS, gap=(0, 10), best=(0, 10), policy_concurrency=(1, 1024),
                  temps=(0, 100))
     if not 2 <= len(cfg.temps) <= 64:
@@ -105,7 +107,8 @@ class MineConfig:
     temps:tuple[float, ...]=TEMPS # one response for each
     top_k:int=50 # draw among so many most likely tokens
     max_new:int=256 # longest response, tokens
-    batch:int=16 # prompts in one ragged batch, where this process samples
+    # prompts in one ragged batch, where this process samples; null: 32 on a CPU, on a GPU a unit of 256, or what fits
+    batch:int|None=16
     gap:int=2 # keep a prompt if best - worst is at least this
     best:int=6 # and the best at least this
     # keep a pair only if a comparison of its two answers, in both orders, says the same; two more calls a pair. It can

@@ -20,7 +20,7 @@ from ..core.chat import encode_many
 from ..core.config import UNIT
 from ..core.files import each_line, parse_line, quoted, UserError
 from ..core.pairs import make_pairs
-from ..engine.accelerate import ready_to_sample
+from ..engine.accelerate import device_of, prompts_at_once, ready_to_sample
 from ..engine.ragged import sample_unit
 from ..judge.client import ask_score, check_teacher, judge_both, no_score, no_verdict
 from ..judge.pool import JudgePool, tell_missing
@@ -81,7 +81,8 @@ def _sample_units(policy, # PolicyConfig
         servers = Servers(cfg.policy_url, cfg.policy_key_env, model, tok, prompts)
         return sample_units(servers, tok, prompts, todo, cfg.seed, cfg.policy_concurrency, **options)
     if cfg.engine == "local": model = ready_to_sample(model, policy.sample_precision)
-    return (sample_unit(model, tok, prompts, unit, cfg.seed, cfg.batch, **options) for unit in todo)
+    batch = prompts_at_once(cfg.batch, device_of(model))
+    return (sample_unit(model, tok, prompts, unit, cfg.seed, batch, **options) for unit in todo)
 
 def check_room(model, tok, prompts,
                cfg, # MineConfig or EvaluateConfig

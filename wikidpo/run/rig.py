@@ -8,6 +8,7 @@ __all__ = ['Check', 'needs', 'as_many_as_there_are', 'preflight', 'Phase', 'budg
 # %% ../../nbs/run/rig.ipynb #d9ade329
 import json, os, platform, shutil, socket, sys, time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ from ..core.data import PairDataset
 from ..core.files import quoted, UserError
 from ..core.sample import sample_k
 from ..core.train import freeze, train_dpo
-from ..engine.accelerate import accelerate, pick_device
+from ..engine.accelerate import accelerate, device_of, pick_device, prompts_at_once, ready_to_sample
 from ..engine.ragged import generate_ragged
 from ..judge.client import ask_score, ask_verdict, check_teacher
 from ..judge.pool import JudgePool
@@ -71,7 +72,7 @@ def needs(cfg, # GPTConfig
           mine, # MineConfig
          )->dict:
     "Bytes that sampling, training and the run folder need at least: an estimate from shapes alone"
-    rows = mine.batch * len(mine.temps)
+    rows = prompts_at_once(mine.batch, "cpu") * len(mine.temps) # a GPU takes fewer where these do not fit
     cache = rows * cfg.block_size * cfg.n_layer * 2 * cfg.n_kv_head * cfg.head_dim * 4
     tokens = mine.n_prompts * len(mine.temps) * mine.max_new
     text = tokens * 2 * 10                  # two files, about 10 characters a token and its id
@@ -259,10 +260,10 @@ def measure(policy, teacher, # PolicyConfig, TeacherConfig
     asked, client = read_prompts(mine.prompts, prompts), teacher.client()
     probe = check_teacher(client, teacher.model, teacher.url, teacher.expected)
     how = dict(temps=tuple(mine.temps), max_new=mine.max_new, top_k=mine.top_k)
-    def sample(prompts): return sample_k(model, tok, prompts, **how, grow=generate_ragged)
-    def sample_all(): return [g for i in range(0, len(asked), mine.batch) for g in sample(asked[i:i + mine.batch])]
+    fast, batch = ready_to_sample(model, policy.sample_precision), prompts_at_once(mine.batch, device_of(model))
+    def sample(prompts): return sample_k(fast, tok, prompts, **how, grow=partial(generate_ragged, batch=batch))
     sample(asked[:1])                                                                       # warms up
-    groups, seconds = _timed(sample_all)
+    groups, seconds = _timed(lambda: sample(asked))
     def texts_of(group): return [r.text for r in group]
     texts = list(map(texts_of, groups))
     answers = [(p, text) for p, group in zip(asked, texts) for text in group if text.strip()]
