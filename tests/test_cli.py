@@ -8,11 +8,12 @@ import sys
 import pytest
 import torch
 
-from wikidpo.cli import main, parse, VERBS
+from wikidpo.cli import compared, main, parse, table, VERBS
 from wikidpo.core.files import read_jsonl
 from wikidpo.core.model import GPT, GPTConfig
 from wikidpo.judge.offline import offline_app, serving
 from wikidpo.models.checkpoints import save_checkpoint
+from wikidpo.run.winrate import win_rates
 from wikidpo.world.facts import DATA
 
 COMMAND = [sys.executable, "-c", "from wikidpo.cli import main; main()"]
@@ -271,6 +272,17 @@ def test_judge_prints_the_comparison_and_its_controls_and_draws_it(tmp_path):
     assert {f.name for f in (tmp_path/"run").iterdir()} >= {"verdicts.jsonl", "winrate.svg", "controls"}
     again = subprocess.run([*COMMAND, *words], capture_output=True, text=True)
     assert again.stdout.split("\n")[1:] == done.stdout.split("\n"), "done, kept, and told again"
+
+
+@pytest.mark.parametrize("words, names", [
+    (["judge"], ("DPO", "SFT")), (["lesson"], ("DPO", "SFT")), (["mine"], ("DPO", "SFT")),
+    (["judge", "--a", "runs/mine.pt"], ("mine", "SFT")), (["lesson", "--judge.b", "theirs.pt"], ("DPO", "theirs"))])
+def test_a_comparison_calls_the_models_that_it_was_given_by_their_files(words, names):
+    step = parse(words)
+    assert compared(step) == names
+    a_wins = win_rates(["A"] * 40, ["B"] * 40, [1] * 40)
+    summary = {"judge": a_wins | dict(n=40, chars_a=1., chars_b=1., seconds=1.)}
+    assert f"{names[0]} is better than {names[1]}" in table(summary, compared(step))
 
 
 def test_after_a_restart_the_same_command_is_not_advised(tmp_path, capsys, monkeypatch):

@@ -13,7 +13,7 @@ from wikidpo.core.data import PairDataset
 from wikidpo.core.logps import pair_logps
 from wikidpo.core.model import causal, GPT
 from wikidpo.core.train import PlainEngine, freeze, step_schedule, train_dpo
-from wikidpo.engine import accelerate as accelerate_module, scoring as scoring_module
+from wikidpo.engine import accelerate as accelerate_module, memory, scoring as scoring_module
 from wikidpo.engine.accelerate import WORTH_COMPILING, ready_to_sample, training_parts
 from wikidpo.engine.packed import LinearWithCopies
 from wikidpo.engine.reference_cache import logps_table, tensors_digest, weights_digest
@@ -262,13 +262,29 @@ def test_a_run_that_was_stopped_goes_on_and_packs_the_weights_it_loads(data, tmp
     assert before == whole[:len(whole) // 2]
 
 
+class Noted:
+    "In place of `KeptMemory`: what is asked of it"
+    asked: list[str] = []
+    def __init__(self): self.asked.append("keep")
+    def after_step(self): self.asked.append("step")
+
+
 def test_a_large_model_alone_keeps_memory(data, monkeypatch):
-    kept = []
-    monkeypatch.setattr(scoring_module, "keep_memory", lambda: kept.append(1))
+    monkeypatch.setattr(scoring_module, "KeptMemory", Noted)
     run(data, engine())
-    assert not kept
-    run(data, engine(changes=dict(keep_memory=True)))
-    assert kept == [1]
+    assert not Noted.asked
+    history = run(data, engine(changes=dict(keep_memory=True)))
+    assert Noted.asked == ["keep"] + ["step"] * len(history)
+
+
+def test_memory_that_has_grown_by_a_quarter_is_given_back(monkeypatch):
+    held, given_back = iter([9, 100, 125, 126, 99, 200]), []
+    monkeypatch.setattr(memory, "keep_memory", lambda: None)
+    monkeypatch.setattr(memory, "held_memory", lambda: next(held))
+    kept = memory.KeptMemory()
+    monkeypatch.setattr(memory, "give_back_memory", lambda: given_back.append(kept.steps))
+    for _ in range(6): kept.after_step()
+    assert given_back == [4, 6]
 
 
 def test_the_plain_engine_and_this_one_answer_the_same_questions():

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -317,6 +318,19 @@ except UserError as e: print(e)
 print(len(read_jsonl("full/x.jsonl")))
 print(os.listdir("full"))
 """
+
+def test_what_pytorch_writes_meets_a_full_disk_as_everything_does(tmp_path):
+    "Its writer calls it an unexpected position"
+    path = tmp_path/"state.pt"
+    write_atomic(path, partial(torch.save, {"w": torch.ones(3)}))
+    with dying_of_a_full_disk(), pytest.raises(UserError, match=r"state.pt: cannot be written \(File too large\)"):
+        write_atomic(path, partial(torch.save, {"w": torch.ones(99_999)}))
+    assert torch.load(path)["w"].tolist() == [1, 1, 1] and os.listdir(tmp_path) == ["state.pt"]
+    with pytest.raises(RuntimeError, match="another fault"): write_atomic(path, fail)
+
+
+def fail(file): raise RuntimeError("another fault")
+
 
 @LINUX
 def test_a_small_file_system_that_is_full(world, tmp_path):

@@ -6,8 +6,8 @@
 __all__ = ['UNPREFIXED', 'VERBS', 'CONFIGS', 'LINES', 'CONFIRMED', 'Common', 'Step', 'Mine', 'Merge', 'say', 'Prompts', 'Publish',
            'Train', 'PairsReport', 'Judge', 'Report', 'Compare', 'Doctor', 'Lesson', 'Rig', 'Teacher', 'Sweep', 'Sft',
            'Export', 'Import', 'Lessons', 'ProfileFlags', 'step_config', 'one_line', 'refuse_empty', 'parse',
-           'how_judged', 'table', 'usage', 'Terminated', 'hearing_sigterm', 'leave', 'system_says', 'keep_traceback',
-           'complain', 'told_once', 'main']
+           'how_judged', 'table', 'compared', 'usage', 'Terminated', 'hearing_sigterm', 'leave', 'system_says',
+           'keep_traceback', 'complain', 'told_once', 'main']
 
 # %% ../nbs/cli.ipynb #5d8c95d0
 import io, os, signal, sys, tempfile, threading, traceback
@@ -410,20 +410,21 @@ def how_judged(s)->str: # a section of a summary
     return (f"the teacher's replies were {kept}; "
             f"probability of the ten labels {s['label_mass']:.3f} on average")
 
-def table(summary:dict)->str:
+def table(summary:dict, names=("DPO", "SFT"), # of the two compared models
+         )->str:
     "The sections of a summary, a line each, and all that the comparison says"
     lines, indent = [], " " * 8
     for step, s in summary.items():
         lines.append(f"{step:8}" + LINES[step].format(**s))
         if "constrained" in s: lines.append(indent + how_judged(s))
         if s.get("confirmed"): lines.append(indent + CONFIRMED.format(**s["confirmed"]))
-    return "\n".join(lines + _judged_lines(summary.get("judge") or {}))
+    return "\n".join(lines + _judged_lines(summary.get("judge") or {}, names))
 
 # %% ../nbs/cli.ipynb #wrclitab
-def _judged_lines(judged)->list:
+def _judged_lines(judged, names)->list:
     "The tables of a comparison and of its controls; of an older comparison its decided win rate"
     from wikidpo.run.winrate import win_rate_table
-    if judged.get("win_rate") is not None: tables = [win_rate_table(judged, "DPO", "SFT")]
+    if judged.get("win_rate") is not None: tables = [win_rate_table(judged, *map(quoted, names))]
     elif judged.get("decided_win_rate") is not None:
         tables = [f"wins {judged['decided_win_rate']:.1%} of the decided comparisons, "
                   f"95 % interval {judged['ci_low']:.1%} to {judged['ci_high']:.1%}"]
@@ -432,6 +433,14 @@ def _judged_lines(judged)->list:
         from wikidpo.run.controls import controls_table
         tables.append(controls_table(judged))
     return [" " * 8 + line for line in "\n".join(tables).split("\n") if line]
+
+# %% ../nbs/cli.ipynb #clname02
+def compared(step)->tuple: # the verb that ran
+    "What the two models are called that it compared"
+    judge = getattr(step, "judge", None)
+    if judge is None: return "DPO", "SFT"
+    from wikidpo.run.winrate import model_names
+    return model_names(judge.a, judge.b, step.policy.checkpoint)
 
 # %% ../nbs/cli.ipynb #85b065f4
 def usage()->str:
@@ -511,7 +520,7 @@ def main(words=None):
                 raise UserError(f"unknown command '{quoted(words[0])}'; known: {', '.join(VERBS)}")
             with told_once(), hearing_sigterm():
                 step = parse(words)
-                if result := step.run(): say(table(result))
+                if result := step.run(): say(table(result, compared(step)))
         finally: sys.stdout.flush()                                   # a closed pipe is noticed here, not on leaving
     except (Exception, KeyboardInterrupt) as e:
         if debug: traceback.print_exc()

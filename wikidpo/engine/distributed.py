@@ -12,7 +12,7 @@ __all__ = ['rank', 'world_size', 'init_distributed', 'take_gpu', 'exit_distribut
 # %% ../../nbs/engine/distributed.ipynb #62897d45
 import copy, os, sys, time
 from contextlib import contextmanager
-from io import BytesIO
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -121,9 +121,7 @@ def save_state(path, module, opt,
     dcp, whole = whole_state()
     model, moments = dcp.get_state_dict(module, opt, options=whole)
     if rank(): return
-    buf = BytesIO()
-    torch.save({"model": model, "optimizer": moments, **more}, buf)
-    write_atomic(path, buf.getvalue())
+    write_atomic(path, partial(torch.save, {"model": model, "optimizer": moments, **more}))
 
 def load_state(path, module, opt,
                check=lambda state: None, # check(state) raises before anything is filled

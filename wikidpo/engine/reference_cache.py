@@ -9,7 +9,7 @@ __all__ = ['tensors_digest', 'weights_digest', 'model_digest', 'code_digest', 'l
 
 # %% ../../nbs/engine/reference_cache.ipynb #702da2f5
 import hashlib, inspect, json
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -96,8 +96,7 @@ def cached_table(make, # () -> this process's part of the table
     if table is not None: return table
     table = sum_over_ranks(make())
     if folder and rank() == 0:
-        buf = BytesIO()
-        torch.save({"table": table, "digest": tensors_digest({path.name: table})}, buf)
-        try: write_atomic(path, buf.getvalue())
+        kept = {"table": table, "digest": tensors_digest({path.name: table})}
+        try: write_atomic(path, partial(torch.save, kept))
         except (OSError, UserError) as e: print(f"{quoted(path)}: cannot be kept ({e}); the next run asks again")
     return table

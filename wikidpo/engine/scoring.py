@@ -19,7 +19,7 @@ from ..core.model import GPT, Block
 from .attention import block_attention
 from .compiled import compiled, try_compiled
 from .head import ChunkedHead, softmax_and_logps
-from .memory import keep_memory
+from .memory import KeptMemory
 from .packed import packed_copies, refresh_copies
 from .shared_prompt import Scorer
 
@@ -85,7 +85,7 @@ class Scoring:
     "Policy and reference of a run as `ScoredModel`s, with the same parts put on"
     def __init__(self, policy, ref, parts): # TrainingParts
         scorer = Scorer(parts.attention)
-        self.parts, self.compiled = parts, False
+        self.parts, self.compiled, self.memory = parts, False, None
         self.device = next(policy.parameters()).device
         self.policy, self.ref = (ScoredModel(m, scorer, parts.chunk) for m in (policy, ref))
 
@@ -93,7 +93,7 @@ class Scoring:
     def put_on(self):
         "While it lasts, the models run by their parts"
         with ExitStack() as on:
-            if self.parts.keep_memory: keep_memory()
+            if self.parts.keep_memory: self.memory = KeptMemory()
             if self.parts.packed: self.pack(on)
             if self.parts.compiled: self.compiled = compile_scoring(self.policy, self.ref, self.step_scope)
             yield self

@@ -148,4 +148,5 @@ class TrainingEngine(PlainEngine):
         opt.step()
         opt.zero_grad(set_to_none=True)
         self.scoring.weights_changed()
+        if self.scoring.memory: self.scoring.memory.after_step()
         return full_tensor(norm).item()

@@ -9,7 +9,7 @@ __all__ = ['SIZE_LIMITS', 'NUMBERS', 'MAY_BE_NONE', 'OWN_MODEL', 'write_pt', 'sa
 # %% ../../nbs/models/checkpoints.ipynb #1db93ab7
 import json, os, warnings, zipfile
 from dataclasses import asdict, fields
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,9 +24,7 @@ def _digest(state, config): return tensors_digest(dict(sorted(state.items())), j
 
 def write_pt(path, state, config): # state dict, plain values
     "A .pt file in one step: weights, configuration, and their digest"
-    file = BytesIO()
-    torch.save({"model": state, "config": config, "digest": _digest(state, config)}, file)
-    write_atomic(path, file.getvalue())
+    write_atomic(path, partial(torch.save, {"model": state, "config": config, "digest": _digest(state, config)}))
 
 def save_checkpoint(path, # ends in .pt or .safetensors
                     model, # GPT

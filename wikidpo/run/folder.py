@@ -83,7 +83,7 @@ def _end_of_last_line(fd, block:int=1 << 16)->int: # bytes that are looked at in
 
 # %% ../../nbs/run/folder.ipynb #5c593113
 def write_atomic(path, # where the file shall stand
-                 data, # text or bytes
+                 data, # text or bytes, or write(file) that writes them
                  ):
     "Write a file in one step: the old content or the new, never half"
     path = Path(path)
@@ -97,20 +97,26 @@ def write_atomic(path, # where the file shall stand
         finally: tmp.unlink(missing_ok=True)
         _sync_folder(path.parent)
 
-def _write_file(path, data):
-    "A new file with these bytes, on the disk when this returns"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
-    try:
-        _write_all(fd, data)
-        os.fsync(fd)
-    finally: os.close(fd)
-
 def _sync_folder(folder):
     "Which files a folder holds is on the disk when this returns, where the disk can be asked for it"
     fd = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError): os.fsync(fd)
     finally: os.close(fd)
+
+# %% ../../nbs/run/folder.ipynb #f0lder51
+def _write_file(path, data):
+    "A new file with these bytes, on the disk when this returns"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+    with open(fd, "wb") as file:
+        try: data(file) if callable(data) else file.write(data)
+        except RuntimeError as e: raise _refused(e) from None
+        file.flush()
+        os.fsync(fd)
+
+def _refused(e):
+    "What the system said, where PyTorch's writer makes another error of it"
+    return e.__context__ if isinstance(e.__context__, OSError) else e
 
 # %% ../../nbs/run/folder.ipynb #f0lder08
 def clear_leftovers(folder):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['RIDGE', 'DRAWN_AT_ONCE', 'ALARM', 'RATES', 'first_place', 'length_controlled', 'win_rates', 'says', 'share', 'span',
-           'win_rate_rows', 'win_rate_table', 'flip_test', 'paired']
+           'win_rate_rows', 'win_rate_table', 'model_names', 'flip_test', 'paired']
 
 # %% ../../nbs/run/winrate.ipynb #wrimp001
 from itertools import starmap
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -160,6 +161,14 @@ def win_rate_table(found, a="a", b="b", # of `win_rates`; what to call the two
                    )->str:
     "The same, a line each"
     return "\n".join(f"{name:24}{text}" for name, text in win_rate_rows(found, a, b))
+
+# %% ../../nbs/run/winrate.ipynb #wrname02
+def model_names(a, b, # files of the two; None: the run's own policy, and the one that it began from
+                start, # the checkpoint that it began from
+               )->tuple:
+    "What two compared models are called"
+    own, at_start = not a or Path(str(a)).name == "dpo.pt", not b or b == start
+    return "DPO" if own else Path(str(a)).stem, "SFT" if at_start else Path(str(b)).stem
 
 # %% ../../nbs/run/winrate.ipynb #wrpair02
 def flip_test(differences, # multiples of one half, one a prompt

@@ -26,7 +26,7 @@ from ..core.stats import sign_test
 from ..run.compare import compare_table
 from ..run.controls import controls_table
 from ..run.folder import write_atomic
-from ..run.winrate import says, win_rate_rows
+from ..run.winrate import model_names, says, win_rate_rows
 from .curves import BLUE, draw_panel, finite_points, INK, PANELS, RED
 from .embed import embedded, page_head, script_policy
 from .inspector import PairInspector
@@ -97,9 +97,9 @@ def label(key)->str:
 def contestants(config)->tuple: # config.yaml
     "What the two compared models are called"
     judge = config.get("judge") or {}
-    a, b, start = judge.get("a"), judge.get("b"), (judge.get("policy") or {}).get("checkpoint")
-    own, at_start = not a or Path(str(a)).name == "dpo.pt", not b or b == start
-    return "DPO" if own else visible(Path(str(a)).stem), "SFT" if at_start else visible(Path(str(b)).stem)
+    start = (judge.get("policy") or {}).get("checkpoint")
+    a, b = model_names(judge.get("a"), judge.get("b"), start)
+    return visible(a), visible(b)
 
 # %% ../../nbs/show/report.ipynb #3e5f0b9b
 def _compared(found)->str: # the section `compare`
