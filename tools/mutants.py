@@ -127,7 +127,7 @@ DATA = [
     ),
     *changes(
         "run/mine.py", "test_mining.py::test_another_seed_is_another_run",
-        ("cfg.seed, cfg.batch, **options", "0, cfg.batch, **options"),
+        ("cfg.seed, batch, **options", "0, batch, **options"),
     ),
     *changes(
         "show/vote.py", "test_widgets.py::test_votes"

@@ -35,9 +35,12 @@ class KeptMemory:
     "Memory is kept from now on, until a run holds a quarter more than after its second step"
     def __init__(self):
         keep_memory()
-        self.steps, self.most = 0, math.inf
+        self.steps, self.gave_back, self.most = 0, 0, math.inf
 
     def after_step(self):
         self.steps, held = self.steps + 1, held_memory()
         if self.steps == 2: self.most = 1.25 * held
-        if held > self.most: give_back_memory()
+        if held <= self.most: return
+        give_back_memory()
+        if self.gave_back == self.steps - 1: self.most *= 1.25        # the steps need as much
+        self.gave_back = self.steps
