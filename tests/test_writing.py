@@ -275,3 +275,10 @@ def test_the_digest_sees_names_shapes_types_and_bits():
     others = [digest(a=w), digest(b=w), digest(a=w.view(2, 3)), digest(a=w.view(torch.int32)), digest(a=w + 1e-6),
               digest(a=w, b=w)]
     assert len(set(others)) == 6 and digest(a=w.clone()) == others[0]
+
+
+def test_a_line_that_the_system_takes_in_parts_is_whole(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:7]))
+    with JsonlWriter(tmp_path/"x.jsonl") as f: f.write({"text": "x" * 99})
+    assert read_jsonl(tmp_path/"x.jsonl") == [{"text": "x" * 99}]

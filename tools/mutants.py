@@ -126,6 +126,33 @@ DATA = [
         ("if len(ids) <= room: continue", "if True: continue"),
     ),
     *changes(
+        "engine/memory.py", "test_engine.py::test_memory_that_has_grown_by_a_quarter_is_given_back",
+        ("if self.steps == 2: self.most = 1.25", "if self.steps == 1: self.most = 1.25"),
+        ("if held <= self.most: return", "if held < self.most: return"),
+        ("if self.gave_back == self.steps - 1: self.most *= 1.25", "pass"),
+    ),
+    *changes(
+        "engine/accelerate.py", "test_engine.py::test_a_short_run_on_a_gpu_is_not_compiled",
+        ("(on_cpu or tokens >= WORTH_COMPILING)", "(on_cpu or tokens > WORTH_COMPILING)"),
+        ("(on_cpu or tokens >= WORTH_COMPILING)", "(tokens >= WORTH_COMPILING)"),
+    ),
+    *changes(
+        "engine/training.py", "test_engine.py::test_an_engine_is_told_how_many_tokens_it_reads",
+        ("for ids in dataset.rows[i])", "for ids in dataset.rows[i][:2])"),
+    ),
+    *changes(
+        "run/folder.py", "test_folder.py::test_what_pytorch_writes_meets_a_full_disk_as_everything_does",
+        ("return e.__context__ if isinstance(e.__context__, OSError) else e", "return e"),
+    ),
+    *changes(
+        "run/winrate.py", "test_cli.py::test_a_comparison_calls_the_models_that_it_was_given_by_their_files",
+        ('return "DPO" if own else', 'return "DPO" if True else'),
+    ),
+    *changes(
+        "run/mine.py", "test_mining.py::test_how_many_prompts_stand_in_the_batch_may_be_left_to_the_machine",
+        ("batch = prompts_at_once(cfg.batch, device_of(model))", "batch = UNIT"),
+    ),
+    *changes(
         "run/mine.py", "test_mining.py::test_another_seed_is_another_run",
         ("cfg.seed, batch, **options", "0, batch, **options"),
     ),
