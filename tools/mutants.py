@@ -142,7 +142,7 @@ DATA = [
     ),
     *changes(
         "run/folder.py", "test_folder.py::test_what_pytorch_writes_meets_a_full_disk_as_everything_does",
-        ("return e.__context__ if isinstance(e.__context__, OSError) else e", "return e"),
+        ("if isinstance(e.__context__, OSError): raise e.__context__ from None", "pass"),
     ),
     *changes(
         "run/winrate.py", "test_cli.py::test_a_comparison_calls_the_models_that_it_was_given_by_their_files",

@@ -22,7 +22,7 @@ def recording_stream(): return torch.cuda.Stream()                   # one for a
 class GraphedRows(CachedRows):
     "`CachedRows` on a GPU, whose step is recorded once for each layout of the cache"
     multiple, room = 8, 64
-    crowded = .25                                                     # a finished row costs nothing, a new layout does
+    crowded = .25                                                     # a finished row costs little, a new layout much
 
     def __init__(self, model, k, past=None): # as for `CachedRows`
         super().__init__(model, k, past)

@@ -109,14 +109,17 @@ def _write_file(path, data):
     "A new file with these bytes, on the disk when this returns"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
     with open(fd, "wb") as file:
-        try: data(file) if callable(data) else file.write(data)
-        except RuntimeError as e: raise _refused(e) from None
+        if callable(data): _let_write(data, file)
+        else: file.write(data)
         file.flush()
         os.fsync(fd)
 
-def _refused(e):
-    "What the system said, where PyTorch's writer makes another error of it"
-    return e.__context__ if isinstance(e.__context__, OSError) else e
+def _let_write(write, file):
+    "An error of the system stays one, where PyTorch's writer makes another of it"
+    try: write(file)
+    except RuntimeError as e:
+        if isinstance(e.__context__, OSError): raise e.__context__ from None
+        raise
 
 # %% ../../nbs/run/folder.ipynb #f0lder08
 def clear_leftovers(folder):
