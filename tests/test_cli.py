@@ -205,6 +205,16 @@ def test_rig_does_not_take_refusals_for_scores(capsys, tmp_path):
     assert "the teacher refuses all that it is asked to judge: HTTP 422: no MiniWiki question" in says
 
 
+def test_rig_keeps_the_rates_that_it_prints(capsys, tmp_path):
+    main(["rig", "--out", str(tmp_path/"run"), "--save", str(tmp_path/"rig.json")])
+    printed = re.search("measured: (.*) a second", capsys.readouterr().out)[1]
+    saved = json.loads((tmp_path/"rig.json").read_text())
+    rates = {name: float(rate.replace(",", "")) for rate, name in map(str.split, printed.split(", "))}
+    assert set(saved) == {"machine", "policy", "rates"} and rates.keys() == saved["rates"].keys()
+    for name, rate in rates.items(): assert rate > 0 and saved["rates"][name] == pytest.approx(rate, rel=.02), name
+    assert not (tmp_path/"run").exists()
+
+
 def test_sft_writes_over_nobodys_files(tmp_path, capsys):
     (tmp_path/"mine.txt").write_text("mine")
     assert f"{tmp_path}: is not empty" in fails(capsys, "sft", "--out", str(tmp_path))

@@ -95,6 +95,15 @@ def test_a_mining_that_is_no_whole_is_refused(mined, clone, tmp_path):
     (out/"pairs.jsonl").write_bytes(pairs)
     no(clone, out, "no such checkpoint any more")
 
+def test_pairs_that_plain_git_does_not_take_are_refused(mined, clone, tmp_path):
+    "Many hosts refuse a file of 100 MB when it is pushed: too late, it is in the history by then"
+    out = shutil.copytree(mined, tmp_path/"copy")
+    lines = (out/"pairs.jsonl").read_text().splitlines()
+    spaces = " " * (96_000_000//len(lines))
+    (out/"pairs.jsonl").write_text("".join(f"{line}{spaces}\n" for line in lines))
+    no(clone, out, "96 MB are too much for plain git .* use git-lfs, or publish a part")
+
+
 def test_a_push_that_fails_leaves_the_commit(mined, clone, tmp_path):
     git(clone, "remote", "set-url", "origin", str(tmp_path/"gone.git"))
     with pytest.raises(UserError, match="git push: fatal: .*gone.git"):
