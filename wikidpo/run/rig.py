@@ -282,8 +282,8 @@ def _save_rates(path, policy, rates):
     "The measured rates, three digits each, with the machine and the policy that they belong to"
     card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     rounded = {k: float(f"{v:.3g}") for k, v in rates.items()}
-    machine, name = f"{os.cpu_count()} CPU cores{card}", policy.checkpoint.split("/")[-1]
-    record = {"machine": machine, "policy": name, "rates": rounded}
+    folder_and_file = "/".join(Path(policy.checkpoint).parts[-2:]) # imported ones are all model.safetensors
+    record = {"machine": f"{os.cpu_count()} CPU cores{card}", "policy": folder_and_file, "rates": rounded}
     write_atomic(path, json.dumps(record, indent=1) + "\n")
 
 def rig(policy, teacher, mine, train, judge, # the sections of a profile
