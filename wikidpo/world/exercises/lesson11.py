@@ -23,7 +23,7 @@ point of its training, they stand at `z_there`. Give the $\\beta$ with which the
 have let go as far.
 
 **Predict first:** MiniWiki's recipe has $\\beta = 1.25$ and margins of about 2.3 nats on unseen pairs.
-SmolLM2's are about three times as wide. Is $\\beta = 0.1$ a tighter leash for it, or a looser one?
+SmolLM2's are about four times as wide. Is $\\beta = 0.1$ a tighter leash for it, or a looser one?
 """,
     hint="Which product must be the same in both places?",
     solution='''
@@ -32,7 +32,7 @@ def carried_beta(beta, z_here, z_there):
     return beta * z_here / z_there
 ''',
     answer="""
-Looser: the same letting go would ask for about 0.4, or for more, since a tighter leash narrows the
+Looser: the same letting go would ask for about 0.3, or for more, since a tighter leash narrows the
 margins there too. The number is where a search begins, and not where it ends: the lesson tries three.
 """,
     mistakes=[
