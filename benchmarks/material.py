@@ -13,6 +13,7 @@ from wikidpo.core.chat import encode_prompt, end_id, load_tokenizer
 from wikidpo.core.data import PairDataset
 from wikidpo.core.files import read_jsonl
 from wikidpo.core.model import GPT
+from wikidpo.engine.memory import give_back_memory
 from wikidpo.judge.config import TeacherConfig
 from wikidpo.models.checkpoints import save_checkpoint
 from wikidpo.models.hf import export
@@ -56,6 +57,7 @@ def mined(texts):
     MINED.mkdir(parents=True, exist_ok=True)
     write_jsonl(prompts, [{"prompt": text} for text in texts])
     mine(policy, teacher, cfg, MINED/"run")
+    give_back_memory() # 3 GB that the contestants need
     return read_jsonl(MINED/"run"/"pairs.jsonl")
 
 
