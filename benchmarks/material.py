@@ -57,7 +57,7 @@ def mined(texts):
     MINED.mkdir(parents=True, exist_ok=True)
     write_jsonl(prompts, [{"prompt": text} for text in texts])
     mine(policy, teacher, cfg, MINED/"run")
-    give_back_memory() # 3 GB that the contestants need
+    give_back_memory() # which the contestants need
     return read_jsonl(MINED/"run"/"pairs.jsonl")
 
 

@@ -172,6 +172,7 @@ def reference(labs) -> list[dict]:
 
 
 def without_reference(lab: Lab) -> dict:
+    "One row of `reference`."
     out = lab.folder / "no reference"
     if row := done(out):
         return row
@@ -189,10 +190,11 @@ def other_answers(prompt: str) -> tuple[str, str]:
 
 def author(labs) -> list[dict]:
     "The same prompts with answers of another author: correct, and none of them the policy's."
-    return [run(lab, "author", others_pairs(lab)) for lab in map(open_lab, labs)]
+    return [run(lab, "author", author_pairs(lab)) for lab in map(open_lab, labs)]
 
 
-def others_pairs(lab: Lab) -> list[dict]:
+def author_pairs(lab: Lab) -> list[dict]:
+    "The lab's prompts with the other author's answers, scored as pairs are."
     theirs = [other_answers(p["prompt"]) for p in lab.pairs]
     scores = {"score_chosen": 9, "score_rejected": 2}
     return [
