@@ -300,13 +300,14 @@ def test_compiled_blocks_say_what_plain_ones_say(n_kv_head):
     fast.compiled_block = counted
     batches = [CachedRows(m, 4) for m in (plain, fast)]
     for b in batches: b.add([[7, 8, 9], [5] * 11, [3, 4], list(range(20)), [1, 2, 3], [90]])
-    for step in range(40):
-        for b in batches:
-            if step == 5: b.keep(torch.tensor([i for i in range(24) if i % 3]))
-            if step == 9: b.add([[11] * 15, [12, 13]])
-            if step == 30: b.keep(torch.arange(3))                # too few rows for the compiled path
-            b.append(torch.arange(len(b.cache.slot)) % 89 + step)
-        assert (batches[0].logits.float() - batches[1].logits.float()).abs().max() < .02
+    with torch.compiler.set_stance("fail_on_recompile"):              # one block for every size
+        for step in range(40):
+            for b in batches:
+                if step == 5: b.keep(torch.tensor([i for i in range(24) if i % 3]))
+                if step == 9: b.add([[11] * 15, [12, 13]])
+                if step == 30: b.keep(torch.arange(3))                # too few rows for the compiled path
+                b.append(torch.arange(len(b.cache.slot)) % 89 + step)
+            assert (batches[0].logits.float() - batches[1].logits.float()).abs().max() < .02
     assert calls == [24] * 15 + [16] * 12 + [24] * 63
 
 
