@@ -350,6 +350,6 @@ def test_how_many_prompts_stand_in_the_batch_may_be_left_to_the_machine(tmp_path
     monkeypatch.setattr(mine_module, "sample_unit", sample_unit)
     cfg = MineConfig(str(DATA/"prompts_mine.jsonl"), n_prompts=3, max_new=8)
     for batch in (None, 2): mine(POLICY, TeacherConfig(), replace(cfg, batch=batch), tmp_path/str(batch))
-    assert asked == [32, 2]
+    assert asked == [64, 2]
     assert (tmp_path/"None"/"samples.jsonl").read_text() == (tmp_path/"2"/"samples.jsonl").read_text()
     with pytest.raises(UserError, match="mine.batch: must be at least 1, found 0"): replace(cfg, batch=0)
