@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch import nn
 
 from compiler import COMPILER, run_without_compiler
 from engines import MINI, TOK
@@ -16,7 +17,7 @@ from wikidpo.core.model import GPT, GPTConfig
 from wikidpo.core.sample import generate, sample_k
 from wikidpo.engine import accelerate
 from wikidpo.engine.accelerate import compile_for_sampling, pick_precision, ready_to_sample
-from wikidpo.engine.packed import pack_for_sampling
+from wikidpo.engine.packed import PackedLinear, pack_for_sampling
 from wikidpo.engine.ragged import (WORTH_A_FORWARD, CachedRows, common_beginning, generate_ragged, prompts_that_fit,
                                    sample_rows, sample_unit)
 from wikidpo.models.adopt import Foreign
@@ -272,6 +273,25 @@ def test_memory_is_kept_for_a_large_model_alone(monkeypatch):
     monkeypatch.setattr(accelerate, "is_large", lambda model: True)
     ready_to_sample(MINI, "fp32")
     assert kept == [1]
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+@torch.no_grad()
+def test_a_large_model_says_the_same_with_packed_weights(monkeypatch):
+    "In float32: the copy's weights are packed, and the model can still be trained"
+    monkeypatch.setattr(accelerate, "is_large", lambda model: True)
+    fast, asked = ready_to_sample(MINI, "fp32"), [encode_prompt(TOK, p) for p in prompts("eval")[:20]]
+    layers = [block.mlp.down for block in fast.blocks]
+    assert all(isinstance(layer, PackedLinear) and layer.weight.dtype == torch.float32 for layer in layers)
+    assert all(isinstance(block.mlp.down, nn.Linear) for block in MINI.blocks)
+    both = [CachedRows(model, 2) for model in (MINI, fast)]
+    for rows in both: rows.add(asked)
+    for _ in range(12):
+        plain, packed = (rows.logits.log_softmax(-1) for rows in both)
+        assert (plain - packed).abs().max() < 1e-4
+        for rows in both: rows.append(plain.argmax(-1))
+    temp, u = torch.zeros(20), torch.zeros(20, 24)
+    assert generate_ragged(fast, asked, temp, u, 50, END) == generate_ragged(MINI, asked, temp, u, 50, END)
 
 
 NATIVE = pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this CPU has no bf16 units")

@@ -103,14 +103,14 @@ def record_steps(model): # a copy made for sampling alone, changed in place
 def ready_to_sample(model, # of `open_policy`
                     precision:str="auto", # fp32, bf16, or auto: bf16 where the device has it and the model is large
                    ):
-    "The model to sample from: itself, or a copy made ready for sampling alone, in bf16 if that is wanted"
+    "The model to sample from: a small one itself, or a copy for sampling alone, in bf16 if that is wanted"
     device, large = device_of(model), is_large(model)
     if device == "cpu" and large: keep_memory()
     wants_bf16 = precision == "bf16" or (precision == "auto" and large)
     plain = not wants_bf16 or pick_precision(precision, device) == "fp32"
     if not isinstance(model, GPT): return model
     if device == "cuda": return record_steps(copy(model) if plain else deepcopy(model).bfloat16())
-    if plain: return model
+    if plain: return pack_for_sampling(deepcopy(model)) if large and torch.backends.mkldnn.is_available() else model
     half = deepcopy(model).bfloat16()
     if not has_bf16("cpu"): return half
     half = pack_for_sampling(half)
