@@ -13,15 +13,16 @@ was told to do, is in [results.json](results.json).
 In each table all contestants do the same work, each in a process and an environment of its own, one measurement each \
 in turn; medians are compared. "Of the matrix rate" counts the operations of the work as described (all weights and \
 the attention, for every token made or trained on; in training forward and backward), and divides by the best rate of \
-the bfloat16 product in the first table: what a contestant manages to leave out counts as speed. Where a target is \
-missed, the line says what the necessary products, or the necessary reading of weights, keys and values, whichever \
-takes longer, would allow at the best rates of the first two tables, if these were measured on the same day. vLLM runs \
-in its worker's process, without the memory allocator that it recommends to preload. Loading, compiling and warming \
-up stand in the last column and count for nobody.
+the product in the first table, in bfloat16 where the processor has units for it: what a contestant manages to leave \
+out counts as speed. Where a target is missed, the line says what the necessary products, or the necessary reading of \
+weights, keys and values, whichever takes longer, would allow at the best rates of the first two tables, if these were \
+measured on the same day. vLLM runs in its worker's process, without the memory allocator that it recommends to \
+preload. Loading, compiling and warming up stand in the last column and count for nobody.
 """
 ELSEWHERE = ("Measured elsewhere, by `bench.py` with the rows' names and `--out`: on a GPU ([h100](h100/README.md)); "
              "on two cores with AMX, which multiply in bfloat16 several times as fast as in float32 "
-             "([xeon](xeon/README.md)).")
+             "([xeon](xeon/README.md)); on two cores without units for bfloat16, all of it in float32 "
+             "([avx2](avx2/README.md)).")
 COLUMNS = "lowest to highest | this project is faster by | of the matrix rate | to get ready"
 FACTS = ("rows_at_once", "pairs_a_forward", "tokens_an_answer", "mine_s", "train_s", "judge_s", "reference_s", "growth",
          "peak_gb", "estimated") # shown beside the contestant's name

@@ -5,8 +5,11 @@ import torch
 
 from targets import Growth, PeakMemory, Rate, Seconds, ShareOfPeak, Target, TimesAsFast
 from wikidpo.core.model import GPTConfig
+from wikidpo.engine.accelerate import has_bf16
 
 THREADS = torch.get_num_threads()
+# What a large model computes in on this processor, as PyTorch and as we call it; bf16 is emulated on some
+DTYPE, PRECISION = ("bfloat16", "bf16") if has_bf16("cpu") else ("float32", "fp32")
 PROMPT = 60 # tokens of an instruction; the template adds 7
 TEMPS = (.7, .9, 1.1, 1.3)
 SHAPES = {
@@ -40,7 +43,7 @@ class Row:
     rounds: int = 3
     flop: float = 0. # floating-point operations in one unit of the work as described
     least: float = 0. # floating-point operations that our way cannot leave out
-    bytes: float = 0. # and bytes that it must read from memory, where that counts
+    reads: float = 0. # and numbers that it must read from memory, where that counts
     changed: tuple[str, str] | None = None # since when it measures otherwise, and what; said of results from before
 
 
@@ -97,17 +100,17 @@ def head_flop(cfg, length, passes=1):
     return passes * length * 2 * cfg.vocab_size * cfg.n_embd
 
 
-def sampling_bytes(cfg, rows, k, prompt, new):
-    """Read from memory for each token of `rows` responses, bf16: the weights, shared by all rows, the keys and values
-    of its own response, and those of its prompt, shared by k rows."""
+def numbers_read(cfg, rows, k, prompt, new):
+    """What is read from memory for each token of `rows` responses: the weights, shared by all rows, the keys and
+    values of its own response, and those of its prompt, shared by k rows."""
     cached = 2 * cfg.n_layer * cfg.n_kv_head * cfg.head_dim * (new / 2 + prompt / k)
-    return 2 * (weights(cfg) / rows + cached)
+    return weights(cfg) / rows + cached
 
 
 def listed(numbers): return ", ".join(map(str, numbers))
 
 
-def on(device): return dict(device=device, dtype="bfloat16", threads=THREADS)
+def on(device): return dict(device=device, dtype=DTYPE if device == "cpu" else "bfloat16", threads=THREADS)
 
 
 def drawing(size, model):
@@ -126,7 +129,8 @@ def yardsticks(size):
     return {
         "product": Row(
             what=f"product of two {n} × {n} matrices", script="yardstick.py", unit="GFLOP/s", rounds=9,
-            task=on("cpu") | dict(size=n, times=20), who=("float32", "bfloat16")),
+            task=on("cpu") | dict(size=n, times=20),
+            who=("float32", "bfloat16") if DTYPE == "bfloat16" else ("float32",)),
         "memory": Row(
             what=f"reading {4e-6 * n**2 * 25:,.0f} MB from memory", script="yardstick.py", unit="GB/s", rounds=5,
             task=on("cpu") | dict(size=cells, times=3), who=("memory",)),
@@ -141,10 +145,10 @@ def sampling(size):
     mini = dict(max_new=size.mini_new, prompts=size.mini_prompts, batch=16, dtype="float32", extrapolate=False)
     return {
         "sample": Row(
-            what=f"{rows} responses of {size.new} tokens, {size.words}, bf16", script="sample.py", task=task,
+            what=f"{rows} responses of {size.new} tokens, {size.words}, {PRECISION}", script="sample.py", task=task,
             who=("ours", "vllm", "huggingface", "lesson"),
             targets=(TimesAsFast(1.5, "vllm"), TimesAsFast(60, "lesson")), changed=("2026-11-27", FAIRER),
-            flop=token, least=token, bytes=sampling_bytes(cfg, rows, 4, PROMPT, size.new)),
+            flop=token, least=token, reads=numbers_read(cfg, rows, 4, PROMPT, size.new)),
         "sample-profile": Row(
             what="the same, with a clock around the parts of a step", script="sample.py", task=task,
             who=("profile",), rounds=1),
@@ -164,7 +168,7 @@ def training(size):
     least = (1 - prompt / (2 * size.long)) * pair - head_flop(cfg, prompt, 3) # the prompt once, and without the head
     return {
         "train": Row(
-            what=f"an optimizer step of DPO on {n} pairs of 2 × {size.long} tokens, {size.words}, bf16; "
+            what=f"an optimizer step of DPO on {n} pairs of 2 × {size.long} tokens, {size.words}, {PRECISION}; "
                  "the reference cached by those who can, its time beside",
             script="train.py", task=task, who=("ours", "trl", "lesson"), unit="pairs/s", rounds=2,
             targets=(TimesAsFast(3, "trl"), TimesAsFast(2.5, "lesson")), flop=pair, least=least),
@@ -195,11 +199,11 @@ def mining(size):
     return {
         "mine-smollm2": Row(
             what=f"SmolLM2-135M's answers to {n} tasks about texts, at each of 4 temperatures one of up to "
-                 f"{size.mini_new} tokens, bf16; each contestant at the best number of rows of "
+                 f"{size.mini_new} tokens, {PRECISION}; each contestant at the best number of rows of "
                  + listed(4 * n for n in size.batches),
             script="sample.py", task=task, who=("ours", "vllm", "huggingface", "lesson"), rounds=2,
             targets=(TimesAsFast(1.5, "vllm"), TimesAsFast(60, "lesson")),
-            flop=token + reading, least=least, bytes=sampling_bytes(cfg, rows, 4, prompt, answer)),
+            flop=token + reading, least=least, reads=numbers_read(cfg, rows, 4, prompt, answer)),
         "mine-smollm2-profile": Row(
             what=f"{size.part} of these tasks, with a clock around the parts of a step", script="sample.py",
             task=task | dict(prompts=size.part), who=("profile",), rounds=1),
@@ -218,9 +222,9 @@ def real_training(size):
     common = dict(script="train.py", unit="pairs/s", flop=pair, least=least)
     return {
         "step-smollm2": Row(
-            what=f"an optimizer step of DPO on {size.pairs} pairs of SmolLM2-135M's own answers, bf16; the reference "
-                 "cached by those who can, its time beside; each contestant at the best number of pairs a forward of "
-                 f"{listed(size.forwards)}, the original lesson's way at its own",
+            what=f"an optimizer step of DPO on {size.pairs} pairs of SmolLM2-135M's own answers, {PRECISION}; the "
+                 "reference cached by those who can, its time beside; each contestant at the best number of pairs a "
+                 f"forward of {listed(size.forwards)}, the original lesson's way at its own",
             task=step, who=("ours", "trl", "lesson"), rounds=2,
             targets=(TimesAsFast(3, "trl"), TimesAsFast(2.5, "lesson")), **common),
         "step-smollm2-profile": Row(

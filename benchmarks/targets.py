@@ -3,6 +3,8 @@ from dataclasses import dataclass
 
 from contestants import CONTESTANTS
 
+BYTES = {"bfloat16": 2, "float32": 4} # of a number
+
 
 def number(x):
     "Three digits, or all of those before the point"
@@ -98,7 +100,7 @@ def verdict(target, row, contestants, compared):
 
 def compare(row, found, peak, memory=None):
     """What the contestants' numbers say: ratios, shares of the matrix rate, and what this machine allows, the
-    products at its matrix rate (`peak`, GFLOP/s) and the reading at its memory's (`memory`, GB/s)."""
+    products at its matrix rate (`peak`, GFLOP/s) and the reading at its memory's (`memory`, 10^9 numbers a second)."""
     first, out = found[row.who[0]], {}
     if "value" not in first: return out
     ran = {name: c for name, c in found.items() if "value" in c}
@@ -109,8 +111,8 @@ def compare(row, found, peak, memory=None):
             out["with_reference"] = {name: whole(c) / whole(first) for name, c in others.items()}
     if row.flop and peak:
         out["of_peak"] = {name: c["value"] * row.flop / 1e9 / peak for name, c in ran.items()}
-    if row.least and peak and (memory or not row.bytes):
-        out["limit"] = 1 / max(row.least / 1e9 / peak, row.bytes / 1e9 / (memory or 1)) # they can run at once
+    if row.least and peak and (memory or not row.reads):
+        out["limit"] = 1 / max(row.least / 1e9 / peak, row.reads / 1e9 / (memory or 1)) # they can run at once
     return out
 
 
@@ -126,8 +128,10 @@ def judge(rows, known):
     "Compare the contestants of all rows and look at the targets, by the machine's rates of the same day"
     for name, result in rows.items():
         row, contestants = known[name], result["contestants"]
-        peak = best(rows, "gpu-product" if name.startswith("gpu-") else "product", "bfloat16", result)
-        compared = compare(row, contestants, peak, best(rows, "memory", "memory", result))
+        precision = result.get("task", {}).get("dtype", "bfloat16")
+        peak = best(rows, "gpu-product" if name.startswith("gpu-") else "product", precision, result)
+        memory = best(rows, "memory", "memory", result)
+        compared = compare(row, contestants, peak, memory and memory / BYTES[precision])
         for key in ("times_as_fast_as", "with_reference", "of_peak", "limit", "note"): result.pop(key, None)
         if row.changed and result.get("measured", "") < row.changed[0]:
             compared["note"] = f"Measured before {row.changed[0]}, when the row was mended: {row.changed[1]}."

@@ -165,6 +165,20 @@ def test_the_machine_of_another_day_is_no_measure(day, share):
     assert rows["train"].get("of_peak") == (share and {"ours": share})
 
 
+@pytest.mark.parametrize("dtype,share,limit", [("bfloat16", .5, 5.), ("float32", 1., 2.5)])
+def test_a_row_is_held_to_the_rates_of_its_precision(dtype, share, limit):
+    "Its products to those in the same precision, its reading to the bytes of its numbers"
+    day = {"measured": "2026-11-25 10:59 UTC"}
+    known = {"product": Row("", "", {}, ("float32", "bfloat16")), "memory": Row("", "", {}, ("memory",)),
+             "sample": Row("", "", {}, ("ours",), flop=1e9, least=1e8, reads=1e9)}
+    def best(rate): return {"value": rate, "high": rate}
+    rows = {"product": day | {"contestants": {"bfloat16": best(8.), "float32": best(4.)}},
+            "memory": day | {"contestants": {"memory": best(10.)}},
+            "sample": day | {"task": {"dtype": dtype}, "contestants": {"ours": {"value": 4.}}}}
+    judge(rows, known)
+    assert rows["sample"]["of_peak"] == {"ours": share} and rows["sample"]["limit"] == limit
+
+
 def test_the_page_is_what_the_committed_results_say():
     folder = Path(bench.HERE)
     found = json.loads((folder/"results.json").read_text())
