@@ -303,10 +303,13 @@ def test_what_makes_no_sense_is_refused(options, says):
 def pairs(tmp_path_factory): return first_pairs(tmp_path_factory.mktemp("pairs")/"pairs.jsonl", 10)
 
 
+def weights(model): return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
 def assert_same_runs(plain, fast):
     for a, b in zip(plain[0], fast[0], strict=True):
         assert {k: b[k] for k in a} == pytest.approx(a, abs=2e-5, rel=2e-4)
-    start, a, b = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (MINI, plain[1], fast[1]))
+    start, a, b = map(weights, (MINI, plain[1], fast[1]))
     # Adam moves a weight by the sign of its gradient at first, and of a few that is rounding's to say
     assert (a - b).norm() < 2e-3 * (a - start).norm()
 
