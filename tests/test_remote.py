@@ -303,7 +303,7 @@ def test_vllm_beside_another_server_mines(vllm, up, tmp_path):
     assert 0 < len(log.samples()) < 160 and len(pairs) > 10 and sum(s["finished"] for s in samples) > 140
 
 @pytest.mark.vllm
-@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="bf16 is emulated here, and vLLM rounds otherwise")
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="bf16 is emulated here")
 def test_vllm_in_bfloat16(tmp_path):
     "A prompt's log-probability a token lies within 1e-2 of ours; a single token's is as far as in our own bfloat16"
     with served(tmp_path/"miniwiki", dtype="bfloat16") as v:
