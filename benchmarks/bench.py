@@ -23,7 +23,7 @@ import torch
 from contestants import CONTESTANTS, ENVS, HERE
 from material import artifact
 from page import page
-from rows import THREADS, table
+from rows import DTYPE, THREADS, table
 from targets import judge, number
 from wikidpo.run.folder import write_atomic
 
@@ -141,6 +141,7 @@ def machine():
         "system": platform.system(),
         "python": platform.python_version(),
     }
+    if DTYPE == "float32": out["bf16"] = "emulated"               # processors of one name differ in it
     for env in ENVS: out |= {f"{name} in {env}": version for name, version in versions(env).items()}
     return out
 

@@ -278,7 +278,7 @@ def test_memory_is_kept_for_a_large_model_alone(monkeypatch):
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 @torch.no_grad()
 def test_a_large_model_says_the_same_with_packed_weights(monkeypatch):
-    "In float32: the copy's weights are packed, and the model can still be trained"
+    "In float32: the copy's weights are packed, and the model stays as it was"
     monkeypatch.setattr(accelerate, "is_large", lambda model: True)
     fast, asked = ready_to_sample(MINI, "fp32"), [encode_prompt(TOK, p) for p in prompts("eval")[:20]]
     layers = [block.mlp.down for block in fast.blocks]

@@ -110,7 +110,8 @@ def ready_to_sample(model, # of `open_policy`
     plain = not wants_bf16 or pick_precision(precision, device) == "fp32"
     if not isinstance(model, GPT): return model
     if device == "cuda": return record_steps(copy(model) if plain else deepcopy(model).bfloat16())
-    if plain: return pack_for_sampling(deepcopy(model)) if large and torch.backends.mkldnn.is_available() else model
+    packs = large and torch.backends.mkldnn.is_available()
+    if plain: return pack_for_sampling(deepcopy(model)) if packs else model
     half = deepcopy(model).bfloat16()
     if not has_bf16("cpu"): return half
     half = pack_for_sampling(half)
