@@ -1,6 +1,8 @@
 "Core is a complete DPO by itself, and the only one"
 import ast
+import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +41,6 @@ print(json.dumps({"history": history, "answer": answer.text, "others": others}))
 
 
 def test_core_alone_trains_the_shipped_policy_on_64_pairs(tmp_path):
-    import json
     assert ALONE.count("\n") < 40
     command = [sys.executable, "-c", ALONE, str(PACKAGE/"data"/"miniwiki"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -78,18 +79,45 @@ def called(node):
     return {f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", None) for f in calls}
 
 
+def code_of(path):
+    "The Python of a file, or of all cells of a notebook"
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py": return text
+    cells = ("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code")
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", "\n".join(cells), flags=re.M)
+
+
+def trains_on_preferences(path):
+    "Whether a file has -log sigmoid of something, or a loss made of it, and sends gradients back"
+    names = called(ast.parse(code_of(path)))
+    losses = {"logsigmoid", "preference_loss", "dpo_loss", "pair_loss", "kto_loss"}
+    return bool(losses & names) and "backward" in names
+
+
+# What takes the gradient of a preference loss without being the loop, and why
+OTHERS = {
+    "benchmarks/lesson.py",                    # the original lesson's own loop, against which the package is timed
+    "nbs/lessons/01_why_not_rlhf.ipynb",       # its reward model; a step of PPO
+    "wikidpo/core/rlhf.py",                    # the same, exported
+    "nbs/appendix/ppo.ipynb",                  # PPO in full
+    "nbs/lessons/02_the_loss.ipynb",           # the gradient of one pair, and of numbers
+    "nbs/lessons/14_the_family.ipynb",         # KTO's step, handed to the loop
+    "wikidpo/core/kto.py",                     # the same, exported
+    "nbs/appendix/trap_museum.ipynb",          # the gradient of one step, scaled rightly and wrongly
+    "nbs/engine/speed_training.ipynb",         # one step, in a dozen ways
+    "nbs/lessons/10_trl.ipynb",                # the gradient of one step, beside TRL's
+}
+
+
 def test_there_is_one_loop():
-    "Only `core.train` turns the loss of preferences into gradients; everybody else calls `train_dpo`"
-    loops, users = [], []
-    for path in modules():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.FunctionDef): continue
-            names = called(node)
-            losses = {"preference_loss", "dpo_loss", "pair_loss", "kto_loss"}
-            if losses & names and "backward" in names: loops.append(node.name)
-            if "train_dpo" in names: users.append(path.relative_to(PACKAGE).as_posix())
-    assert loops == ["accumulate_kto", "accumulate"]
-    assert "run/train.py" in users
+    "Only `core.train` turns the loss of preferences into steps; everybody else calls `train_dpo`"
+    root = PACKAGE.parent
+    files = [p for room in ("wikidpo", "benchmarks", "tools", "nbs") for p in (root/room).rglob("*.*")
+             if p.suffix in (".py", ".ipynb") and p.name != "_modidx.py" and ".ipynb_checkpoints" not in p.parts]
+    found = {p.relative_to(root).as_posix() for p in files if trains_on_preferences(p)}
+    assert found - OTHERS == {"wikidpo/core/train.py", "nbs/lessons/06_training.ipynb"}
+    assert found >= OTHERS
+    assert "train_dpo" in called(ast.parse(code_of(PACKAGE/"run"/"train.py")))
 
 
 @pytest.mark.parametrize("folder, names", [

@@ -13,9 +13,8 @@ import pytest
 from model_server import Q, answers, free_port
 
 from wikidpo.core.files import UserError
-from wikidpo.judge.client import (ask_score, ask_verdict, check_teacher, judge_score, make_client,
-                                  verdict)
-from wikidpo.judge.config import OFFLINE_MODEL as M, TeacherConfig, VllmConfig
+from wikidpo.judge.client import ask_score, ask_verdict, check_teacher, judge_score, make_client, Probe, verdict
+from wikidpo.judge.config import OFFLINE_MODEL as M, TeacherConfig, TeacherLost, VllmConfig
 from wikidpo.judge.offline import httpx, InProcess, offline_app, OfflineTeacher, serve, serving
 from wikidpo.judge.pool import JudgePool
 from wikidpo.judge.prompts import fenced, JUDGE_TMPL, PAIR_TMPL
@@ -234,6 +233,20 @@ def test_served_and_in_process_agree(offline):
         port = int(url.split(":")[2].split("/")[0])
         with pytest.raises(UserError, match="is taken: .*--port"): serve(port=port)
         wire.close()
+
+
+@pytest.mark.parametrize("probe", [Probe(), Probe(constrained=True), Probe(expected=True), Probe(True, True)])
+def test_the_short_way_in_process_says_what_the_long_one_says(probe):
+    "Answers and probabilities; and what is refused is refused as by a server"
+    short, long = make_client(), make_client()
+    long.in_process = None
+    for text in [*answers(Q).values(), "", "quoted \" \u2028 \x00 \ud83d\ude00"]:
+        assert ask_score(short, M, Q, text, probe) == ask_score(long, M, Q, text, probe)
+        assert ask_verdict(short, M, Q, text, RIGHT, probe) == ask_verdict(long, M, Q, text, RIGHT, probe)
+    refused = ask_score(short, M, "Sing.", "La.", probe)
+    assert refused == ask_score(long, M, "Sing.", "La.", probe) and "HTTP 422: no MiniWiki question" in refused.error
+    with pytest.raises(TeacherLost, match="the model 'other' does not exist"): ask_score(short, "other", Q, RIGHT)
+
 
 @pytest.mark.parametrize("host,port", [("256.256.256.256", 8000), ("127.0.0.1", 99999)])
 def test_serve_says_why_not(host, port):

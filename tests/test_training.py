@@ -17,7 +17,7 @@ from wikidpo.core.files import UserError, read_jsonl
 from wikidpo.core.logps import seq_logprob
 from wikidpo.core.train import PlainEngine, accumulate, freeze, lr_at, set_lr
 from wikidpo.engine.accelerate import training_parts
-from wikidpo.engine.scoring import Scoring
+from wikidpo.engine.scoring import Scoring, TrainingParts
 from wikidpo.models.checkpoints import load_checkpoint
 from wikidpo.run.config import PolicyConfig, RunTrainConfig
 from wikidpo.run.folder import write_jsonl
@@ -376,7 +376,14 @@ def by_definition_margins(policy, rows):
 def test_what_is_held_out_is_measured_at_every_twelfth_of_a_run_and_at_its_end(files):
     metrics_of(files, "dozen", valid=.25, batch_size=1, grad_accum_steps=1)
     rows = read_jsonl(files/"dozen"/"metrics.jsonl")
-    assert [row["step"] for row in rows if "valid/loss" in row] == [*range(2, 33, 2), 33]
+    assert [row["step"] for row in rows if "valid/loss" in row] == [*range(3, 34, 3)]
+
+
+@pytest.mark.parametrize("steps, looks", [(1, 1), (11, 11), (12, 12), (13, 7), (23, 12), (24, 12), (83, 12), (300, 12)])
+def test_a_run_of_any_length_is_looked_at_a_dozen_times_at_most(data, steps, looks):
+    watched = Watched(BASE, Scoring(MINI, MINI, TrainingParts()), data, [0], steps)
+    due = [step for step in range(1, steps + 1) if watched.is_due(step)]
+    assert len(due) == looks and due[-1] == steps
 
 
 def test_nothing_is_held_out_where_nobody_can_measure_it(data):

@@ -32,7 +32,7 @@ WORKERS = 3  # notebooks and files of tests run at a time: two cores, and some o
 TIMEOUT = 900  # seconds that a notebook or a command may take before it is taken to hang; pytest may take any
 SLOWEST = 20  # are named at the end of a run
 LEFTOVERS = (".git", ".venv*", "runs", "wandb", "build", "dist", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
-NARROW = ("nbs/core", "nbs/lessons")  # where a learner reads
+NARROW = ("nbs/core", "nbs/lessons", "nbs/appendix/ppo.ipynb")  # where a learner reads, and what becomes core
 COLUMNS = 100  # there; elsewhere what pyproject.toml says
 
 

@@ -40,10 +40,10 @@ def render_prompt(instruction:str, chat:Chat=COURSE,
     def tidy(text): return text.strip() if chat.trim else text
     if turns and chat.turn is None:
         raise UserError("this model's chat template holds one instruction, and no earlier turns")
-    if system and chat.system: said = chat.system[0] + tidy(system) + chat.system[1]
-    else: said = chat.prefix + (f"{tidy(system)}\n\n" if system else "")
-    for asked, answer in turns: said += tidy(asked) + chat.suffix + tidy(answer) + chat.turn
-    return said + tidy(instruction) + chat.suffix
+    if system and chat.system: rendered = chat.system[0] + tidy(system) + chat.system[1]
+    else: rendered = chat.prefix + (f"{tidy(system)}\n\n" if system else "")
+    for asked, answer in turns: rendered += tidy(asked) + chat.suffix + tidy(answer) + chat.turn
+    return rendered + tidy(instruction) + chat.suffix
 
 # %% ../../nbs/core/chat.ipynb #44adeae7
 CHAT_FIELDS = {
@@ -158,7 +158,7 @@ def encode_many(tok, instructions, # many at once, which the tokenizer does in t
     before = map(cleaned, turns or [()] * len(instructions))
     systems = map(clean, systems or [""] * len(instructions))
     asked = zip(instructions, before, systems)
-    texts = [render_prompt(clean(text), chat, said, system) for text, said, system in asked]
+    texts = [render_prompt(clean(text), chat, earlier, system) for text, earlier, system in asked]
     return [found.ids for found in tok.encode_batch_fast(texts, add_special_tokens=False)]
 
 def encode_response(tok, text:str,

@@ -94,9 +94,9 @@ def response_ids(tok,
         return ids[:-1] if ids[-1] == end else ids
 
     kept = [without_end(ids) for ids in sampled]
-    said = tok.decode_batch([ids or [] for ids in kept])
+    decoded = tok.decode_batch([ids or [] for ids in kept])
     found = []
-    for text, ids, words, done in zip(texts, kept, said, finished):
+    for text, ids, words, done in zip(texts, kept, decoded, finished):
         if ids is None or words != text: found.append(encode_response(tok, text, done))
         else: found.append(ids + [end] * done)
     return found

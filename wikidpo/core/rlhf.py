@@ -185,7 +185,8 @@ class PPOConfig:
     def __post_init__(self):
         check_at_least_one(self, "ppo", ["steps", "batch_size", "epochs", "max_new"])
         check_above_zero(self, "ppo", ["lr", "value_lr", "eps", "max_grad_norm"])
-        check_limits(self, "ppo", minibatches=(1, self.batch_size), kl=(0, MOST), gamma=(0, 1), lam=(0, 1), eps=(0, 1))
+        shares = dict(gamma=(0, 1), lam=(0, 1), eps=(0, 1))
+        check_limits(self, "ppo", minibatches=(1, self.batch_size), kl=(0, MOST), **shares)
 
 # %% ../../nbs/appendix/ppo.ipynb #71fe81ef
 def join_responses(tok, # their tokenizer
@@ -326,7 +327,8 @@ def step_memory(frozen, # models that are only read
     opt = torch.optim.AdamW(params, lr=0.)
     opt.step()
     state = [t for s in opt.state.values() for t in s.values()]
-    out = {"weights": sum(weights.values()), "gradients": sum(p.grad.nbytes for p in params if p.grad is not None),
+    out = {"weights": sum(weights.values()),
+           "gradients": sum(p.grad.nbytes for p in params if p.grad is not None),
            "optimizer": sum(t.nbytes for t in state),
            "activations": sum(n for at, n in kept.items() if at not in weights)}
     opt.zero_grad()

@@ -99,9 +99,9 @@ def count_verdicts(first, # verdicts with model a shown as A, one a prompt
     read = [pair for pair in zip(first, second, strict=True) if None not in pair]
     results = [tally(*pair) for pair in read]
     win, tie, loss = (results.count(r) for r in ("a", "tie", "b"))
-    said = read.count(("TIE", "TIE"))
+    tie_said = read.count(("TIE", "TIE"))
     return {"n": len(read), "win": win, "tie": tie, "loss": loss,
-            "unparsed": len(first) - len(read), "tie_said": said, "tie_orders": tie - said}
+            "unparsed": len(first) - len(read), "tie_said": tie_said, "tie_orders": tie - tie_said}
 
 # %% ../../nbs/lessons/08_win_rate.ipynb #wrrate01
 POINTS = {"a": 1., "tie": .5, "b": 0.} # what a result counts

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'ASK_LOGPROBS', 'MIN_MASS', 'SCORING', 'COMPARING', 'MAX_REPLY', 'PATIENCE', 'without_secrets',
-           'server_words', 'teacher_error', 'make_client', 'Probe', 'Judged', 'no_score', 'read_reply', 'ask_once',
-           'JudgingTask', 'ask_judge', 'ask_score', 'ask_verdict', 'judge_both', 'no_verdict', 'judge_score', 'verdict',
-           'check_teacher']
+           'server_words', 'teacher_error', 'TeacherClient', 'make_client', 'Probe', 'Judged', 'no_score', 'read_reply',
+           'ask_once', 'JudgingTask', 'ask_judge', 'ask_score', 'ask_verdict', 'judge_both', 'no_verdict',
+           'judge_score', 'verdict', 'check_teacher']
 
 # %% ../../nbs/judge/client.ipynb #judge-client-imports
-import base64, math, re, socket, threading, time
+import base64, json, math, re, socket, threading, time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 from ..core.files import quoted, UserError
 from ..core.stats import tally
 from .config import shown_url, TeacherLost, TeacherOdd
-from .offline import httpx, InProcess, offline_app
+from .offline import HTTPException, httpx, InProcess, offline_answers, offline_app
 from .prompts import (fenced, JUDGE_TMPL, PAIR_TMPL, parse_score, parse_verdict,
                                    SCORE_LABELS, VERDICT_LABELS)
 from ..run.secrets import redact
@@ -161,20 +161,26 @@ def _checked_url(url):
                     "it must be 'offline' or a base URL such as http://127.0.0.1:8000/v1")
 
 # %% ../../nbs/judge/client.ipynb #judge-client-make
+class TeacherClient(openai.OpenAI):
+    "A client of a teacher, who may live in this process"
+    in_process = None # answer(body of a request), of `offline_answers`
+
 def make_client(url:str="offline", # "offline", or the base URL of an OpenAI-compatible server
                 api_key:str|None=None, # None: the server wants none
                 timeout:float=60., # seconds for one attempt, all of it
                 retries:int=2, # further attempts after a lost connection, a timeout, 408, 409, 429 or 5xx
                 **habits, # of the offline teacher: noise, position_bias, length_bias and seed of `OfflineTeacher`
-               )->openai.OpenAI:
+               )->TeacherClient:
     "A client for the teacher; raises `UserError` for a URL that is none"
     key, base = _checked_key(api_key), _checked_url(url)
     offline = InProcess(offline_app(**habits)) # knows the names of the habits, whoever is asked
     if url == "offline": http = httpx.Client(transport=offline)
     else: http = _Http(None if base.userinfo else f"Bearer {key}", base.host not in ("localhost", "127.0.0.1"))
-    return openai.OpenAI(
+    client = TeacherClient(
         base_url=base.copy_with(query=None, fragment=None), default_query=dict(base.params), api_key=key,
         timeout=openai.Timeout(timeout, connect=min(timeout, 5.)), max_retries=retries, http_client=http)
+    if url == "offline": client.in_process = offline_answers(**habits)
+    return client
 
 # %% ../../nbs/judge/client.ipynb #6194c028
 @dataclass(frozen=True)
@@ -240,14 +246,19 @@ def read_reply(client, body:bytes,
 
 ASK_LOGPROBS = dict(logprobs=True, top_logprobs=20) # the likeliest tokens at each place; servers give 20 at most
 
+def _completion_of(client, ask:dict)->bytes:
+    "The body of the reply to a request; raises openai.APIError"
+    if answer := getattr(client, "in_process", None):
+        with suppress(HTTPException): return json.dumps(answer(json.dumps(ask).encode())).encode()
+    return client.post("/chat/completions", cast_to=httpx.Response, body=ask).content
+
 def ask_once(client, model:str, messages:list, max_tokens:int,
              choices:list|None=None, # the reply is one of these, if the server can
-             **options): # of `chat.completions.create`
+             **options): # of a chat completion
     "One reply, with `message.content` and `logprobs`; raises openai.APIError, or `TeacherOdd` for what is none"
-    if choices: options["extra_body"] = dict(structured_outputs=dict(choice=choices))
+    if choices: options["structured_outputs"] = dict(choice=choices)
     ask = dict(model=model, messages=messages, temperature=0., max_tokens=max_tokens, **options)
-    body = client.chat.completions.with_raw_response.create(**ask).content
-    choice = read_reply(client, body, _Completion).choices[0]
+    choice = read_reply(client, _completion_of(client, ask), _Completion).choices[0]
     choice.message.content = without_secrets(choice.message.content or "", client)
     return choice
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['httpx', 'MAX_TEXT', 'TIE_BAND', 'SCORE_SPREAD', 'MAX_BODY', 'STAND_INS', 'read_judging_prompt', 'as_logprobs',
-           'OfflineTeacher', 'offline_app', 'InProcess', 'listening_socket', 'who_reaches', 'serve', 'serving']
+           'OfflineTeacher', 'offline_answers', 'offline_app', 'InProcess', 'listening_socket', 'who_reaches', 'serve',
+           'serving']
 
 # %% ../../nbs/judge/offline.ipynb #judge-offline-imports
 import errno, hashlib, math, re, socket, sys, threading, time
@@ -205,16 +206,18 @@ async def _openai_error(request, e):
     error = dict(message=e.detail, type="invalid_request_error", param=None, code=e.status_code)
     return JSONResponse(dict(error=error), e.status_code)
 
-def offline_app(**habits, # noise, position_bias, length_bias and seed of `OfflineTeacher`
-               )->Starlette:
-    "The offline teacher as an OpenAI-compatible ASGI app: POST /v1/chat/completions, GET /v1/models, GET /health"
+def offline_answers(**habits): # noise, position_bias, length_bias and seed of `OfflineTeacher`
+    "answer(body of a request) -> the completion, as a dict; raises `HTTPException` for a 4xx"
     teacher = OfflineTeacher(**habits)
-    model = dict(id=OFFLINE_MODEL, object="model", created=0, owned_by="wikidpo")
+    def answer(body):
+        ask = _read_request(body)
+        return _completion(ask, _reply(teacher, ask))
+    return answer
 
-    async def chat(request):
-        ask = _read_request(await request.body())
-        return JSONResponse(_completion(ask, _reply(teacher, ask)))
-
+def offline_app(**habits)->Starlette: # as for `offline_answers`
+    "The offline teacher as an OpenAI-compatible ASGI app: POST /v1/chat/completions, GET /v1/models, GET /health"
+    answer, model = offline_answers(**habits), dict(id=OFFLINE_MODEL, object="model", created=0, owned_by="wikidpo")
+    async def chat(request): return JSONResponse(answer(await request.body()))
     async def models(request): return JSONResponse(dict(object="list", data=[model]))
     async def health(request): return JSONResponse(dict(status="ok"))
     post = Route("/v1/chat/completions", chat, methods=["POST"])

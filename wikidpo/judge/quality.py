@@ -21,9 +21,9 @@ def judge_errors(rows, # of verdicts.jsonl
     named = [row for row in even if row["result"] != "tie" and len(row["a"]) != len(row["b"])]
     places = [v for row, _ in read for v in (row["first"], row["second"]) if v != "TIE"]
     def count(results, of): return sum(results), len(of)
-    return {"right": count((said == true for said, true in decided), decided),
-            "wrong": count((said not in (true, "tie") for said, true in decided), decided),
-            "undecided": count((said == "tie" for said, _ in decided), decided),
+    return {"right": count((verdict == true for verdict, true in decided), decided),
+            "wrong": count((verdict not in (true, "tie") for verdict, true in decided), decided),
+            "undecided": count((verdict == "tie" for verdict, _ in decided), decided),
             "made up": count((row["result"] != "tie" for row in even), even),
             "longer": count(((row["result"] == "a") == (len(row["a"]) > len(row["b"])) for row in named), named),
             "first place": count((v == "A" for v in places), places)}
@@ -41,8 +41,8 @@ OUTCOMES = "a", "b", "tie"
 def outcome_table(truths, results)->np.ndarray: # votes, or the truth; what the judge said of the same
     "(3, 3) counts: the truth down, the judge across, in the order of `OUTCOMES`; what has no result is left out"
     table = np.zeros((3, 3), int)
-    for true, said in zip(truths, results, strict=True):
-        if said: table[OUTCOMES.index(true), OUTCOMES.index(said)] += 1
+    for true, result in zip(truths, results, strict=True):
+        if result: table[OUTCOMES.index(true), OUTCOMES.index(result)] += 1
     return table
 
 def _rogan_gladen(joint, shares, k:int): # (..., 3, 3) shares of truth and verdict; (..., 3) of verdicts; which outcome
@@ -65,11 +65,11 @@ def corrected_win_rate(table, # of `outcome_table`: the votes
                        )->tuple:
     "(rate, low, high): wins and half the ties that the votes would show on all prompts; 95 %, both uncertainties"
     share, rng = CORRECTIONS[how], np.random.default_rng(seed)
-    votes, said = np.asarray(table, float) + 1/3, np.asarray(judged, float) + 1/3
+    votes, counts = np.asarray(table, float) + 1/3, np.asarray(judged, float) + 1/3
     def rate(joint, shares): return .5 + (share(joint, shares, 0) - share(joint, shares, 1))/2
     joint = rng.dirichlet(votes.ravel(), draws).reshape(-1, 3, 3)
-    low, high = np.quantile(rate(joint, rng.dirichlet(said, draws)), [.025, .975])
-    return float(rate(votes/votes.sum(), said/said.sum())), float(low), float(high)
+    low, high = np.quantile(rate(joint, rng.dirichlet(counts, draws)), [.025, .975])
+    return float(rate(votes/votes.sum(), counts/counts.sum())), float(low), float(high)
 
 # %% ../../nbs/judge/quality.ipynb #jqua0035
 def repeat_agreement(rows, again)->tuple: # the same answers to the same prompts, judged twice

@@ -184,8 +184,8 @@ ANSWERED = "the answer7f3a", " here,\n\nor there "
 
 def _talk(n): # instructions
     "A conversation that ends in its n-th instruction, as a template is given it"
-    said = [text for turn in zip(ASKED, ANSWERED) for text in turn]
-    texts = [*said[:2 * n - 2], ASKED[n - 1]]
+    turns = [text for turn in zip(ASKED, ANSWERED) for text in turn]
+    texts = [*turns[:2 * n - 2], ASKED[n - 1]]
     return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)], True
 
 TALKS = _talk(2), _talk(3)
@@ -203,8 +203,8 @@ SYSTEM = "how to answer7f3a"
 
 def _told(role, n): # instructions
     "The same conversation after a text of this role"
-    said, generate = _talk(n)
-    return [{"role": role, "content": SYSTEM}, *said], generate
+    talk, generate = _talk(n)
+    return [{"role": role, "content": SYSTEM}, *talk], generate
 
 TOLD = _told("system", 1), _told("system", 3), _told("assistant", 1), _told("user", 1)
 

@@ -111,8 +111,8 @@ class _Models(BaseModel): data: list[_Model] = Field(min_length=1)
 
 def _complete_there(client, name, body)->_Choice:
     "One completion of a server; raises openai.APIError, or `TeacherOdd` for what is none"
-    said = client.completions.with_raw_response.create(model=name, **body).content
-    return read_reply(client, said, _Answer).choices[0]
+    reply = client.completions.with_raw_response.create(model=name, **body).content
+    return read_reply(client, reply, _Answer).choices[0]
 
 # %% ../../nbs/models/remote.ipynb #a18rem03
 def _interview(client, prompts, end):

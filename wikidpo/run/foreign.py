@@ -50,7 +50,7 @@ def is_dialogue(text:str)->bool: return bool(re.match(r"\s*Human:", text)) and "
 def read_dialogue(text:str)->list:
     "[(user or assistant, text)] of a dialogue in one text"
     _, *pieces = _SPEAKER.split(text.strip())
-    return [(ROLES[who.lower()], said.strip()) for who, said in zip(pieces[::2], pieces[1::2])]
+    return [(ROLES[who.lower()], words.strip()) for who, words in zip(pieces[::2], pieces[1::2])]
 
 def _conversation(value, role)->list:
     "What stands in a column, as messages; a plain text is one of this role"
@@ -81,12 +81,12 @@ def _without_systems(chat)->tuple:
     return [text.strip() for _, text in chat[:n]], chat[n:]
 
 # %% ../../nbs/run/foreign.ipynb #frgn0036
-def _exchange(row, said)->tuple: # messages
+def _exchange(row, reply)->tuple: # messages
     "(system message, earlier turns, prompt, answer) of a row and what was said to it"
     told, asked = _without_systems([*_systems(row), *_asked(row)])
-    again, said = _without_systems(said)
-    if said[:1] and said[0][0] == "user": asked, said = said[:-1], said[-1:] # it is the whole
-    if len(said) != 1 or said[0][0] != "assistant": raise Misread("it does not end in one answer of the assistant")
+    again, reply = _without_systems(reply)
+    if reply[:1] and reply[0][0] == "user": asked, reply = reply[:-1], reply[-1:] # it is the whole
+    if len(reply) != 1 or reply[0][0] != "assistant": raise Misread("it does not end in one answer of the assistant")
     roles, texts = [role for role, _ in asked], [text for _, text in asked]
     if not asked: raise Misread(f"there is no prompt (none of {', '.join(PROMPTS)})")
     if "system" in roles: raise Misread("a system message in the middle of a conversation")
@@ -94,7 +94,7 @@ def _exchange(row, said)->tuple: # messages
         raise Misread("user and assistant do not take turns")
     if not all(map(str.strip, texts)): raise Misread("a message is empty")
     system = "\n\n".join(dict.fromkeys(text for text in told + again if text))
-    return system, [list(turn) for turn in zip(texts[:-1:2], texts[1::2])], texts[-1], said[0][1]
+    return system, [list(turn) for turn in zip(texts[:-1:2], texts[1::2])], texts[-1], reply[0][1]
 
 # %% ../../nbs/run/foreign.ipynb #frgn0013
 SCORE_NAMES = "score_{}", "{}_score", "{}-rating", "{}_rating" # {}: chosen or rejected
@@ -121,7 +121,7 @@ def pair_of(row:dict)->dict:
     if theirs != [*asked, prompt]: raise Misread("chosen and rejected do not answer the same prompt")
     if not chosen.strip() or not rejected.strip(): raise Misread("an answer is empty")
     if chosen == rejected: raise Misread("chosen and rejected are the same text")
-    before = {name: said for name, said in zip(("system", "turns"), asked) if said}
+    before = {name: value for name, value in zip(("system", "turns"), asked) if value}
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | _scores(row) | before
 
 # %% ../../nbs/run/foreign.ipynb #frgn0018
@@ -129,9 +129,9 @@ ANSWERS = ("response", "completion", "answer", "output", "text", "generated_text
 
 def with_turns(prompt:str, turns, system="")->str:
     "A prompt with what was said before it, as one text"
-    said = [f"System: {system}\n\n"] if system else []
-    said += [f"User: {asked}\n\nAssistant: {answer}\n\n" for asked, answer in turns or []]
-    return "".join(said) + f"User: {prompt}" if said else prompt
+    parts = [f"System: {system}\n\n"] if system else []
+    parts += [f"User: {asked}\n\nAssistant: {answer}\n\n" for asked, answer in turns or []]
+    return "".join(parts) + f"User: {prompt}" if parts else prompt
 
 def answer_of(row:dict)->tuple:
     "(prompt, answer) of a row; raises `Misread`"
@@ -140,8 +140,8 @@ def answer_of(row:dict)->tuple:
     if not name and len(asked) < 2:
         found = quoted(", ".join(map(str, row)) or "none")
         raise Misread(f"there is no answer (none of {', '.join(ANSWERS)}; found: {found})")
-    said = _conversation(row[name], "assistant") if name else asked
-    system, turns, prompt, answer = _exchange(row, said)
+    parts = _conversation(row[name], "assistant") if name else asked
+    system, turns, prompt, answer = _exchange(row, parts)
     return with_turns(prompt, turns, system), answer
 
 # %% ../../nbs/run/foreign.ipynb #frgn0021

@@ -340,10 +340,10 @@ def fits(kind): # what stands in a line, such as `Pair`
 
 def read_records(path, # JSONL file
                  kind, # what stands in a line, such as `Pair`
-                 said=(), # names of texts that must not be blank
+                 texts=(), # names of texts that must not be blank
                  )->list:
     "The objects of a JSONL file, as they stand there; `UserError` names line and field of the first that does not fit"
-    return read_jsonl(path, said, fits(kind))
+    return read_jsonl(path, texts, fits(kind))
 
 # %% ../../nbs/run/records.ipynb #rec0rd33
 def check_rows(rows, # of a notebook

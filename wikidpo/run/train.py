@@ -39,7 +39,7 @@ class Watched:
     "Some pairs whose margins are asked for about a dozen times in a run, or every `eval_every` steps"
     def __init__(self, cfg, scoring, dataset, pairs, steps): # their numbers in the dataset; steps of the whole run
         self.scoring, self.dataset = scoring, dataset
-        self.pairs, self.steps, self.every = list(pairs), steps, cfg.eval_every or max(1, steps // 12)
+        self.pairs, self.steps, self.every = list(pairs), steps, cfg.eval_every or -(-steps // 12)
         self.groups = [self.pairs[k:k + cfg.batch_size] for k in range(0, len(self.pairs), cfg.batch_size)]
         self.ref_logps = self.logps(scoring.ref)                      # (pairs, 2)
 

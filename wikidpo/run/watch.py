@@ -186,7 +186,7 @@ class Sickness:
                  warned=()): # the lines of an earlier start
         self.cfg, self.steps = cfg, steps
         self.say, self.save = say, save
-        self.history, self.said = [], {row["sign"] for row in warned}
+        self.history, self.reported = [], {row["sign"] for row in warned}
 
     def was_done(self, metrics):
         "A step of an earlier start, with what failed then"
@@ -196,8 +196,8 @@ class Sickness:
     def unheard(self)->list:
         "The signs that fail now and did not before"
         failing = [s for s in early_signs(self.history, self.cfg) if s.holds is False]
-        new = [s for s in failing if s.name not in self.said]
-        self.said |= {s.name for s in new}
+        new = [s for s in failing if s.name not in self.reported]
+        self.reported |= {s.name for s in new}
         return new
 
     def is_due(self, step):

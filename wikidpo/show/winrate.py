@@ -40,8 +40,8 @@ def outcome_counts(verdicts, # rows of verdicts.jsonl
             "a second": [_ONE[1].get(r["second"], "tie") for r in rows]}
     if rows and all("truth_a" in r and "truth_b" in r for r in rows):
         ways["the truth"] = [("tie", "win", "loss")[int(np.sign(r["truth_a"] - r["truth_b"]))] for r in rows]
-    def count(said): return {part: said.count(part) for part in PARTS}
-    return {way: count(said) for way, said in ways.items()}
+    def count(results): return {part: results.count(part) for part in PARTS}
+    return {way: count(results) for way, results in ways.items()}
 
 # %% ../../nbs/show/winrate.ipynb #wrfig007
 def draw_outcomes(ax, run):

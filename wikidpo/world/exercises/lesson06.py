@@ -38,8 +38,8 @@ Log-softmax, `gather` the tokens, multiply by the mask *of the tokens*.
 def response_logprob(logits, ids, mask):
     "logits (B, T, V), ids (B, T), mask (B, T) -> log-probability of each row's answer in nats (B,)"
     logp = logits[:, :-1].log_softmax(-1)
-    said = logp.gather(-1, ids[:, 1:, None])[..., 0]
-    return (said * mask[:, 1:]).sum(-1)
+    token_logp = logp.gather(-1, ids[:, 1:, None])[..., 0]
+    return (token_logp * mask[:, 1:]).sum(-1)
 ''',
     answer=r"""
 $-2\ln 3$, about −2.2: every token costs ln 3. It is a sum, because the probability of a text is the
@@ -51,24 +51,24 @@ product over its tokens.
 def response_logprob(logits, ids, mask):
     "logits (B, T, V), ids (B, T), mask (B, T) -> log-probability of each row's answer in nats (B,)"
     logp = logits.log_softmax(-1)
-    said = logp.gather(-1, ids[:, :, None])[..., 0]
-    return (said * mask).sum(-1)
+    token_logp = logp.gather(-1, ids[:, :, None])[..., 0]
+    return (token_logp * mask).sum(-1)
 '''),
         Mistake("Shifted the wrong way: `logits[:, 1:]` with `ids[:, :-1]` asks each position for the token "
             "*before* it. Drop the last logits and the first token.", source='''
 def response_logprob(logits, ids, mask):
     "logits (B, T, V), ids (B, T), mask (B, T) -> log-probability of each row's answer in nats (B,)"
     logp = logits[:, 1:].log_softmax(-1)
-    said = logp.gather(-1, ids[:, :-1, None])[..., 0]
-    return (said * mask[:, 1:]).sum(-1)
+    token_logp = logp.gather(-1, ids[:, :-1, None])[..., 0]
+    return (token_logp * mask[:, 1:]).sum(-1)
 '''),
         Mistake("Shifted the wrong way, and the mask with it: `logits[:, 1:]` with `ids[:, :-1]` asks each "
             "position for the token *before* it. Drop the last logits and the first token.", source='''
 def response_logprob(logits, ids, mask):
     "logits (B, T, V), ids (B, T), mask (B, T) -> log-probability of each row's answer in nats (B,)"
     logp = logits[:, 1:].log_softmax(-1)
-    said = logp.gather(-1, ids[:, :-1, None])[..., 0]
-    return (said * mask[:, :-1]).sum(-1)
+    token_logp = logp.gather(-1, ids[:, :-1, None])[..., 0]
+    return (token_logp * mask[:, :-1]).sum(-1)
 '''),
         Mistake("The softmax runs over the positions: it must run over the vocabulary, the last axis.",
             right=".log_softmax(-1)", wrong=".log_softmax(1)"),
@@ -87,7 +87,8 @@ def response_logprob(logits, ids, mask):
             right=".log_softmax(-1)", wrong=""),
         Mistake("These are probabilities: a logarithm is missing.",
             right=".log_softmax(-1)", wrong=".softmax(-1)"),
-        Mistake("The sign is flipped: that is the cross-entropy.", right="return (said", wrong="return (-said"),
+        Mistake("The sign is flipped: that is the cross-entropy.",
+            right="return (token_logp", wrong="return (-token_logp"),
         Mistake("It is one sum over the whole batch: one number for each row.", right=".sum(-1)", wrong=".sum()"),
     ],
     cases=_response_logprob_cases)
@@ -115,8 +116,8 @@ closed it with <|end|>?
     solution='''
 def pack(prompt, answer, finished, end, block):
     "Ids of prompt and answer, was it finished, id of the stop token, longest row -> ids, mask"
-    said = answer + [end] * finished
-    return (prompt + said)[:block], ([0] * len(prompt) + [1] * len(said))[:block]
+    response = answer + [end] * finished
+    return (prompt + response)[:block], ([0] * len(prompt) + [1] * len(response))[:block]
 ''',
     answer="""
 To stop in the middle of a sentence: an answer that never ended would be taught as one that did. And
@@ -127,19 +128,20 @@ without <|end|> after the finished ones, it would never learn to stop at all.
             right="answer + [end] * finished", wrong="answer"),
         Mistake("A cut answer gets an <|end|> that it never produced.", right="[end] * finished", wrong="[end]"),
         Mistake("<|end|> is in the row, but not in the mask: it was said, so it counts.",
-            right="[1] * len(said)", wrong="[1] * len(answer) + [0] * finished"),
+            right="[1] * len(response)", wrong="[1] * len(answer) + [0] * finished"),
         Mistake("The prompt is counted: its mask is 0.", right="[0] * len(prompt)", wrong="[1] * len(prompt)"),
         Mistake("The mask is shifted by one: it marks the tokens themselves; seq_logprob does the shifting.",
-            right="([0] * len(prompt) + [1] * len(said))",
-            wrong="([0] * (len(prompt) - 1) + [1] * len(said) + [0])"),
+            right="([0] * len(prompt) + [1] * len(response))",
+            wrong="([0] * (len(prompt) - 1) + [1] * len(response) + [0])"),
         Mistake("The mask is not cut: ids and mask have the same length.",
-            right="([0] * len(prompt) + [1] * len(said))[:block]", wrong="([0] * len(prompt) + [1] * len(said))"),
+            right="([0] * len(prompt) + [1] * len(response))[:block]",
+            wrong="([0] * len(prompt) + [1] * len(response))"),
         Mistake("Nothing is cut: the model has room for `block` tokens.",
-            right="(prompt + said)[:block], ([0] * len(prompt) + [1] * len(said))[:block]",
-            wrong="(prompt + said), ([0] * len(prompt) + [1] * len(said))"),
+            right="(prompt + response)[:block], ([0] * len(prompt) + [1] * len(response))[:block]",
+            wrong="(prompt + response), ([0] * len(prompt) + [1] * len(response))"),
         Mistake("The start is cut instead of the end: the row no longer begins with its prompt.",
-            right="(prompt + said)[:block], ([0] * len(prompt) + [1] * len(said))[:block]",
-            wrong="(prompt + said)[-block:], ([0] * len(prompt) + [1] * len(said))[-block:]"),
+            right="(prompt + response)[:block], ([0] * len(prompt) + [1] * len(response))[:block]",
+            wrong="(prompt + response)[-block:], ([0] * len(prompt) + [1] * len(response))[-block:]"),
     ],
     cases=_pack_cases, parts="ids mask")
 
