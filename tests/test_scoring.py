@@ -16,7 +16,7 @@ from wikidpo.core.data import PairBatch, PairDataset
 from wikidpo.core.logps import pair_logps
 from wikidpo.core.model import Block, causal
 from wikidpo.core.train import freeze
-from wikidpo.engine import compiled as compiled_module
+from wikidpo.engine import compiled as compiled_module, head as head_module, packed as packed_module
 from wikidpo.engine.attention import block_attention
 from wikidpo.engine.compiled import try_compiled
 from wikidpo.engine.head import ChunkedHead, softmax_and_logps
@@ -211,6 +211,21 @@ def test_a_compiler_that_fails_late_leaves_no_gradient_behind(monkeypatch):
 
 
 # --- packed copies of the weights
+
+
+def test_all_copies_for_training_are_in_bf16(monkeypatch):
+    "Whatever the processor: one that cannot pack in bf16 is not asked to, so the packing itself stands aside here"
+    kinds = []
+
+    def note(weight):
+        kinds.append(weight.dtype)
+        return weight
+
+    for module in (head_module, packed_module): monkeypatch.setattr(module, "pack_weight", note)
+    model = copy.deepcopy(MODELS[0])
+    with Scoring(model, freeze(MODELS[0]), TrainingParts(precision="bf16", packed=True)).put_on(): pass
+    layers = 4 * len(model.blocks) + 1                            # with the head; the reference's go one way alone
+    assert kinds == [torch.bfloat16] * 3 * layers
 
 
 @BF16

@@ -76,9 +76,9 @@ class ChunkedHead:
 
     @torch.no_grad()
     def pack(self):
-        "Copies of the weight as it is now"
-        weight = self.model.head_weight
+        "Copies of the weight as it is now, in bf16"
+        weight = self.model.head_weight.bfloat16()
         self.packed = pack_weight(weight)
-        self.packed_back = pack_weight(weight.bfloat16().T) if weight.requires_grad else None
+        self.packed_back = pack_weight(weight.T) if self.model.head_weight.requires_grad else None
 
     def unpack(self): self.packed = self.packed_back = None
