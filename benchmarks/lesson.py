@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 import inside
 from inside import TOP_K
-from worker import chosen
+from worker import best_batch, chosen, facts
 
 
 def autocast(task): return torch.autocast(task["device"], torch.bfloat16, enabled=task["dtype"] == "bfloat16")
@@ -60,16 +60,18 @@ def extrapolate(model, prompts, task):
 
 
 def sample(task):
-    "All responses; estimated where the task says so"
-    folder = Path(task["folder"])
+    "All responses; of a few prompts, or estimated from three steps, where the task says so"
+    folder, few = Path(task["folder"]), task.get("few")
     tok, model = inside.tokenizer(folder), inside.policy(folder, task)
-    prompts, n = inside.prompts(folder, task, "ids"), task["batch"]
-    if few := task.get("few"): prompts, n = prompts[:few], few
+    prompts = inside.prompts(folder, task, "ids")[:few]
+
+    def respond_to(some, n): return sum(respond(model, tok, some[i:i + n], task) for i in range(0, len(some), n))
 
     def run():
         if task["extrapolate"]: return extrapolate(model, prompts, task)
-        tokens = sum(respond(model, tok, prompts[i:i + n], task) for i in range(0, len(prompts), n))
-        return tokens, {"estimated": f"from {few} of the prompts"} if few else {}
+        tokens, rows = respond_to(prompts, n), len(prompts) * len(task["temps"])
+        return tokens, {"estimated": f"from {few} of the prompts"} if few else facts(task, n, tokens, rows)
+    n = few or best_batch(task, lambda n: respond_to(prompts[:task["part"]], n))
     return run
 
 

@@ -59,6 +59,7 @@ class Sizes:
     new: int = 256 # tokens of a response
     mini_prompts: int = 64
     mini_new: int = 64
+    mini_batches: tuple[int, ...] = (16, 64) # prompts at once to try
     pairs: int = 32
     long: int = 323 # tokens of each side of a pair
     batch: int = 4 # pairs in a forward
@@ -78,7 +79,7 @@ class Sizes:
 SMALL_LESSON = ("--mine.n-prompts", "64", "--judge.n", "16")
 FULL = Sizes()
 QUICK = Sizes(model="tiny", gpu_model="tiny", real_model="miniwiki", words="a tiny model", matrix=64, prompts=2, new=8,
-              mini_prompts=2, mini_new=8, pairs=4, long=96, batch=2, accum=2, lesson=SMALL_LESSON,
+              mini_prompts=2, mini_new=8, mini_batches=(1, 2), pairs=4, long=96, batch=2, accum=2, lesson=SMALL_LESSON,
               real_lesson=SMALL_LESSON, crowd=600, real_prompts=4, part=2, few=1, batches=(1, 2), forwards=(2, 4),
               epoch=8, mini_pairs=32)
 
@@ -142,7 +143,8 @@ def sampling(size):
     cfg, rows = SHAPES[size.model], 4 * size.prompts
     task = on("cpu") | drawing(size, size.model)
     token = flop(cfg, 1, context=PROMPT + size.new / 2)
-    mini = dict(max_new=size.mini_new, prompts=size.mini_prompts, batch=16, dtype="float32", extrapolate=False)
+    mini = dict(max_new=size.mini_new, prompts=size.mini_prompts, part=size.mini_prompts, batch=size.mini_batches[0],
+                batches=size.mini_batches, dtype="float32", extrapolate=False)
     return {
         "sample": Row(
             what=f"{rows} responses of {size.new} tokens, {size.words}, {PRECISION}", script="sample.py", task=task,
@@ -153,7 +155,9 @@ def sampling(size):
             what="the same, with a clock around the parts of a step", script="sample.py", task=task,
             who=("profile",), rounds=1),
         "sample-miniwiki": Row(
-            what=f"{4 * size.mini_prompts} responses of up to {size.mini_new} tokens, MiniWiki's 2 M parameters, fp32",
+            what=f"{4 * size.mini_prompts} responses of up to {size.mini_new} tokens, MiniWiki's 2 M parameters, fp32; "
+                 f"each contestant at the best number of rows of {listed(4 * n for n in size.mini_batches)}",
+            changed=("2026-11-28", "contestants had 64 rows at once"),
             script="sample.py", task=on("cpu") | drawing(size, "miniwiki") | mini, who=("ours", "lesson"),
             targets=(TimesAsFast(30, "lesson"),), rounds=5),
     }

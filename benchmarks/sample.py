@@ -2,11 +2,10 @@
 import json
 import os
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-from worker import fastest, serve
+from worker import best_batch, facts, serve
 
 TOP_K = 50
 
@@ -32,18 +31,6 @@ def ours(task):
     inside.sample(model, tok, asked if cuda else asked[:1], task, 2, task["batch"])
     batch = best_batch(task, lambda n: respond(asked[:task["part"]], n)[0])
     return run
-
-
-def best_batch(task, respond):
-    "Prompts at once: what the task says, or with what a part of the work goes fastest"
-    return fastest(task["batches"], lambda n: partial(respond, n)) if "batches" in task else task["batch"]
-
-
-def facts(task, batch, tokens, answers, few=None):
-    "What is said beside the rate, where answers have lengths of their own; few: prompts that it is estimated from"
-    if "batches" not in task: return {}
-    found = {"rows_at_once": batch * len(task["temps"]), "tokens_an_answer": tokens / answers}
-    return found | ({"estimated": f"from {few} of the prompts"} if few else {})
 
 
 class Clock:

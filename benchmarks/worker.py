@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 
 
 def fastest(sizes, prepare):
@@ -41,6 +42,18 @@ def with_best_batch(task, prepare):
 def chosen(task):
     "What is said beside the rate, where each contestant has its own number of pairs a forward"
     return {"pairs_a_forward": task["batch"]} if "batches" in task else {}
+
+
+def best_batch(task, respond):
+    "Prompts at once: what the task says, or with what a part of the work goes fastest"
+    return fastest(task["batches"], lambda n: partial(respond, n)) if "batches" in task else task["batch"]
+
+
+def facts(task, batch, tokens, answers, few=None):
+    "What is said beside the rate, where answers have lengths of their own; few: prompts that it is estimated from"
+    if "batches" not in task: return {}
+    found = {"rows_at_once": batch * len(task["temps"]), "tokens_an_answer": tokens / answers}
+    return found | ({"estimated": f"from {few} of the prompts"} if few else {})
 
 
 def serve(contestants):
