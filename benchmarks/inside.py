@@ -19,7 +19,9 @@ SAMPLING_PARTS = (
     (packed, "packed_linear", "linear layers"),
     (ragged, "extend_shared", "attention, norms and the rest of the blocks"),
     (ragged, "prefill_shared", "the same of the prompts"),
-    (ragged.SharedCache, "step", "growing the cache"),
+    (ragged.SharedCache, "add", "keeping the cache"),
+    (ragged.SharedCache, "step", "keeping the cache"),
+    (ragged.SharedCache, "keep", "keeping the cache"),
     (ragged, "draw", "drawing"),
 )
 # What training does beside its steps: the reference's pass, and compiling; the third is the name of its seconds

@@ -248,7 +248,8 @@ def commands(size):
     return {
         "lesson": Row(
             what="`make lesson` after installation", script="yardstick.py", who=("whole",), unit="s", rounds=1,
-            task=on("cpu") | dict(args=list(size.lesson)), targets=(Seconds(60),)),
+            task=on("cpu") | dict(args=list(size.lesson)), targets=(Seconds(60),),
+            changed=("2026-11-26", "MiniWiki was another model, with other prompts")),
         "lesson-smollm2": Row(
             what=AFTER_IMPORT, script="yardstick.py", who=("whole",), unit="s", rounds=1,
             task=on("cpu") | dict(args=list(size.real_lesson)), targets=(Seconds(900),)),

@@ -11,6 +11,7 @@ import claims
 import nbformat
 import pipeline
 import pytest
+import style
 
 from wikidpo.world.exercises.all import EXERCISES
 
@@ -64,6 +65,16 @@ def test_it_shows_the_pipeline(path):
     form = r"!\[([^]]+)\]\((\.\./\.\./images/pipeline[a-z_]*\.svg)\)"
     pictures = [found for p in prose(path) for found in re.findall(form, p)]
     assert pictures and all((path.parent/where).resolve().exists() for _, where in pictures)
+
+
+@every()
+def test_a_long_figure_is_folded(path):
+    "What is seen is the figure; who wants its code opens the fold"
+    for cell in cells(path):
+        if cell["cell_type"] != "code" or text(cell).startswith("#| export"): continue
+        code = style.Text(text(cell), path.name, cell["id"])
+        long = code.statements > 10 and re.search(r"\b(plt|figure)\.|subplots\(", code.python)
+        assert not long or cell["metadata"].get("jupyter", {}).get("source_hidden"), cell["id"]
 
 
 @every()

@@ -35,6 +35,7 @@ class KeptMemory:
     "Memory is kept from now on; what lies unused goes back when a run holds a quarter more than after its second step"
     def __init__(self):
         keep_memory()
+        give_back_memory()                                            # what lies about from before, such as a mining
         self.steps, self.gave_back, self.most = 0, 0, math.inf
 
     def after_step(self):

@@ -107,7 +107,7 @@ class MineConfig:
     temps:tuple[float, ...]=TEMPS # one response for each
     top_k:int=50 # draw among so many most likely tokens
     max_new:int=256 # longest response, tokens
-    # prompts in one ragged batch, where this process samples; null: 32 on a CPU, on a GPU a unit of 256, or what fits
+    # prompts in one ragged batch, where this process samples; null: 64 on a CPU, on a GPU a unit of 256, or what fits
     batch:int|None=16
     gap:int=2 # keep a prompt if best - worst is at least this
     best:int=6 # and the best at least this

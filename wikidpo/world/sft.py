@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..core.chat import encode_prompt, encode_response, render_prompt, SPECIALS
 from ..core.model import GPT, GPTConfig
+from ..core.train import set_lr
 from ..models.checkpoints import save_checkpoint
 from ..run.folder import QUIET, write_jsonl
 from .answers import answer, QUALITIES
@@ -85,7 +86,7 @@ def _train(model, batches, cfg:SftConfig)->list:
     losses = []
     bar = tqdm(range(cfg.steps), unit="step", desc="sft", disable=QUIET)
     for step, (ids, targets) in zip(bar, batches):
-        for group in opt.param_groups: group["lr"] = _lr(step, cfg)
+        set_lr(opt, _lr(step, cfg))
         keep = targets >= 0
         loss = F.cross_entropy(model.head(model.hidden(ids)[keep]), targets[keep])
         loss.backward()
