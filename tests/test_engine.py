@@ -73,6 +73,7 @@ def test_a_run_that_ends_early_prepares_no_more(data):
 @pytest.mark.parametrize("precision, tol", [("fp32", 1e-5), ("bf16", .02)])
 def test_a_run_with_the_cache_is_the_run_without(data, tmp_path, precision, tol):
     cfg = replace(CFG, epochs=2)
+    if precision == "bf16" and not NATIVE: data, _ = data.split(len(data) - 8)    # emulated, a step takes seconds
     live = run(data, engine(precision, cached=False), cfg)
     made, found = (run(data, engine(precision, cache=tmp_path), cfg) for _ in range(2))
     assert made == found and len(list(tmp_path.iterdir())) == 1

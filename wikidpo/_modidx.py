@@ -1102,6 +1102,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'wikidpo/run/controls.py')},
             'wikidpo.run.course': { 'wikidpo.run.course.course_file': ('run/course.html#course_file', 'wikidpo/run/course.py'),
                                     'wikidpo.run.course.course_folder': ('run/course.html#course_folder', 'wikidpo/run/course.py'),
+                                    'wikidpo.run.course.from_profile': ('run/course.html#from_profile', 'wikidpo/run/course.py'),
                                     'wikidpo.run.course.recorded': ('run/course.html#recorded', 'wikidpo/run/course.py'),
                                     'wikidpo.run.course.write_lessons': ('run/course.html#write_lessons', 'wikidpo/run/course.py')},
             'wikidpo.run.evaluate': { 'wikidpo.run.evaluate._against_truth': ( 'run/evaluate.html#_against_truth',
