@@ -13,7 +13,7 @@ from wikidpo.core.sample import sample_k
 from wikidpo.core.train import freeze, train_dpo
 from wikidpo.engine.accelerate import ready_to_sample
 from wikidpo.engine.graphs import GraphedRows
-from wikidpo.engine.ragged import generate_ragged, sample_unit
+from wikidpo.engine.ragged import generate_ragged, rows_for, sample_unit
 from wikidpo.world.facts import prompts
 
 GPU = "cuda"
@@ -45,7 +45,7 @@ def test_responses_are_those_of_the_cpu(temps):
 @pytest.mark.parametrize("batch", [100, 9]) # all at once, and prompts that come in when others leave
 def test_a_recorded_step_draws_the_same_tokens(batch):
     asked, fast = prompts("mine")[:100], ready_to_sample(on_gpu(MINI), "fp32")
-    assert fast.ragged_rows is GraphedRows
+    assert rows_for(fast) is GraphedRows
 
     def sample(model):
         def grow(*args): return generate_ragged(*args, batch)

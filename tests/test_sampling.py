@@ -1,6 +1,6 @@
 "The sampler against the plain loop, over random ragged batches"
 from collections import Counter
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 
 import pytest
@@ -19,7 +19,7 @@ from wikidpo.engine import accelerate
 from wikidpo.engine.accelerate import compile_for_sampling, pick_precision, ready_to_sample
 from wikidpo.engine.packed import PackedLinear, pack_for_sampling
 from wikidpo.engine.ragged import (WORTH_A_FORWARD, CachedRows, common_beginning, generate_ragged, prompts_that_fit,
-                                   sample_rows, sample_unit)
+                                   rows_for, sample_rows, sample_unit, with_rows)
 from wikidpo.models.adopt import Foreign
 from wikidpo.models.checkpoints import load_checkpoint
 from wikidpo.world.facts import DATA, prompts
@@ -294,6 +294,22 @@ def test_a_large_model_says_the_same_with_packed_weights(monkeypatch):
     assert generate_ragged(fast, asked, temp, u, 50, END) == generate_ragged(MINI, asked, temp, u, 50, END)
 
 
+def test_another_kind_of_batch_belongs_to_the_copy_alone():
+    "The copy shares the weights; the model knows nothing of it"
+    made, before = [], {*vars(MINI)}
+
+    class Noted(CachedRows):
+        def __init__(self, *args):
+            made.append(args[1])
+            super().__init__(*args)
+
+    other, asked = with_rows(copy(MINI), Noted), [encode_prompt(TOK, p) for p in prompts("eval")[:3]]
+    temp, u = torch.zeros(6), torch.zeros(6, 12)
+    assert generate_ragged(other, asked, temp, u, 50, END) == generate_ragged(MINI, asked, temp, u, 50, END)
+    assert made == [2] and rows_for(other) is Noted and rows_for(MINI) is CachedRows
+    assert type(MINI) is GPT and {*vars(MINI)} == before and other.embed is MINI.embed
+
+
 NATIVE = pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this CPU has no bf16 units")
 
 
@@ -311,14 +327,14 @@ def small_half(n_kv_head=4, n_layer=3):
 def test_compiled_blocks_say_what_plain_ones_say(n_kv_head):
     plain, calls = small_half(n_kv_head), []
     fast = compile_for_sampling(pack_for_sampling(deepcopy(plain)))
-    compiled = fast.compiled_block
+    batches = [rows_for(m)(m, 4) for m in (plain, fast)]
+    compiled = batches[1].compiled_block
 
     def counted(block, x, *args):
         calls.append(len(x))
         return compiled(block, x, *args)
 
-    fast.compiled_block = counted
-    batches = [CachedRows(m, 4) for m in (plain, fast)]
+    batches[1].compiled_block = counted
     for b in batches: b.add([[7, 8, 9], [5] * 11, [3, 4], list(range(20)), [1, 2, 3], [90]])
     with torch.compiler.set_stance("fail_on_recompile"):              # one block for every size
         for step in range(40):
@@ -337,13 +353,13 @@ WITHOUT_COMPILER = """if True:
     from test_sampling import *
     model = compile_for_sampling(pack_for_sampling(small_half(n_layer=2)))
     with torch.no_grad():
-        b = CachedRows(model, 4)
+        b = rows_for(model)(model, 4)
         b.add([[1, 2, 3]] * 5)
         b.append(torch.arange(20))
-    print(model.compiled_block, tuple(b.logits.shape))"""
+    print(rows_for(model).__name__, tuple(b.logits.shape))"""
 
 
 @NATIVE
 def test_without_a_compiler_sampling_goes_on_and_says_so(tmp_path):
     done = run_without_compiler(WITHOUT_COMPILER, tmp_path)
-    assert done.stdout.strip() == "None (20, 97)", done.stderr
+    assert done.stdout.strip() == "CachedRows (20, 97)", done.stderr

@@ -200,7 +200,7 @@ def logging_to(out, wandb_log, steps, looking=()): # of them one `Looks` at most
     def log(metrics):
         f.write(metrics)
         bar.update()
-        bar.set_postfix(loss=f"{metrics['loss']:.3f}", margin=f"{metrics['reward/margin']:.2f}")
+        bar.set_postfix(loss=f"{metrics['loss']:.3f}", reward_margin=f"{metrics['reward/margin']:.2f}")
         values = {k: v for k, v in metrics.items() if k != "step"}
         for look in looking: wandb_log.table(look.table(metrics["step"]), metrics["step"])
         wandb_log.tell("log", values, step=metrics["step"])
