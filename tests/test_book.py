@@ -73,6 +73,12 @@ def test_directives(small):
     assert code[1].metadata.tags == ["remove-input"] and code[1].outputs
 
 
+def test_code_that_a_notebook_folds_is_folded(small):
+    code = new_code_cell("plt.plot(x)", metadata={"jupyter": {"source_hidden": True}})
+    nb = small(new_code_cell("#| default_exp core.one"), code).notebook("nbs/core/one.ipynb")
+    assert [c.metadata.get("tags") for c in nb.cells if c.cell_type == "code"] == [["hide-input"]]
+
+
 @pytest.mark.parametrize("link,expected", [
     ("[a](two.ipynb)", "[a](two.ipynb)"),
     ("[a](two.ipynb#cell-id=there)", '<a href="two.html#cell-id=there">a</a>'),

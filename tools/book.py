@@ -261,7 +261,7 @@ class Book:
         tags = []
         if re.search(r"^#\|\s*echo:\s*false\b", directives, re.M):
             tags = ["remove-cell"] if not cell.outputs else ["remove-input"]
-        elif "%config InlineBackend" in cell.source:
+        elif "%config InlineBackend" in cell.source or cell.metadata.get("jupyter", {}).get("source_hidden"):
             tags = ["hide-input"]
         cell.metadata = {"tags": tags} if tags else {}
         for output in cell.outputs:
