@@ -140,8 +140,8 @@ def answer_of(row:dict)->tuple:
     if not name and len(asked) < 2:
         found = quoted(", ".join(map(str, row)) or "none")
         raise Misread(f"there is no answer (none of {', '.join(ANSWERS)}; found: {found})")
-    parts = _conversation(row[name], "assistant") if name else asked
-    system, turns, prompt, answer = _exchange(row, parts)
+    reply = _conversation(row[name], "assistant") if name else asked
+    system, turns, prompt, answer = _exchange(row, reply)
     return with_turns(prompt, turns, system), answer
 
 # %% ../../nbs/run/foreign.ipynb #frgn0021
