@@ -82,16 +82,19 @@ def wait_until(condition, seconds=60):
         assert time.monotonic() < end
         time.sleep(.05)
 
+def start_server(tmp_path, code):
+    "A process that runs `code`, with a stand-in for vLLM that writes its pid and its child's into `pids`"
+    stand_in = tmp_path/"python"
+    stand_in.write_text(STAND_IN.format(pids=tmp_path/"pids"))
+    stand_in.chmod(0o755)
+    return subprocess.Popen([sys.executable, "-c", code, str(stand_in)], stderr=subprocess.DEVNULL,
+                            start_new_session=True, env=os.environ | {"TQDM_DISABLE": "1"},
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
 @pytest.fixture
 def started(tmp_path):
     "(the process of `wikidpo teacher`, the pids of a stand-in for vLLM and of its child)"
-    stand_in, pids = tmp_path/"python", tmp_path/"pids"
-    stand_in.write_text(STAND_IN.format(pids=pids))
-    stand_in.chmod(0o755)
-    command = [sys.executable, "-c", START, str(stand_in)]
-    ours = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True,
-                            env=os.environ | {"TQDM_DISABLE": "1"},
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    ours, pids = start_server(tmp_path, START), tmp_path/"pids"
     try:
         wait_until(pids.exists)
         theirs = [int(n) for n in pids.read_text().split()]
@@ -118,6 +121,25 @@ def test_a_signal_to_end_leaves_no_vllm_and_no_watcher(started):
     ours.wait(60)
     wait_until(lambda: not any(map(alive, theirs)))
     wait_until(lambda: not watchers(theirs[0]), 20)
+
+WORST_MOMENT = """
+import subprocess
+wait = subprocess.Popen._wait
+def interrupted(process, timeout):
+    if timeout != 1: return wait(process, timeout)
+    subprocess.Popen._wait = wait
+    process._waitpid_lock.acquire()
+    raise KeyboardInterrupt # from a signal between these two lines of the library
+subprocess.Popen._wait = interrupted
+"""
+
+@LINUX
+def test_a_signal_while_python_waits_for_vllm_leaves_nothing_waiting(tmp_path):
+    "The library never gives the lock back that it held; we end all the same"
+    ours = start_server(tmp_path, WORST_MOMENT + START)
+    try: assert ours.wait(100) == 0
+    finally: ours.kill()
+    assert not any(alive(int(n)) for n in (tmp_path/"pids").read_text().split())
 
 def watchers(group):
     "The processes that watch a group"

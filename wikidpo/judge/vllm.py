@@ -96,7 +96,8 @@ def _end_group(process):
         while _group_runs(process) and time.monotonic() < end: time.sleep(.05)
     finally:
         with suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        # a signal may have come while `subprocess` held its lock, which nobody then gives back
+        with suppress(subprocess.TimeoutExpired): process.wait(10)
 
 # %% ../../nbs/judge/vllm.ipynb #a18vllm1
 _WATCHER = 'read line; kill -s TERM -- -$0; sleep 10; kill -s KILL -- -$0'
