@@ -32,7 +32,7 @@ def try_compiled(f, # a function of tensors
         first(fast)
         return fast
     except RuntimeError as e: # what torch.compile raises, above all where there is no C++ compiler
-        why = str(e).splitlines()[0]
+        why = " ".join(str(e).split("\n")[:2]).strip()                # the first may only say who has raised it
         warnings.warn(f"goes on without compiled blocks, and slower: {why}", stacklevel=2)
         return f
 
