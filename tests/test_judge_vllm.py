@@ -138,7 +138,9 @@ def test_a_signal_while_python_waits_for_vllm_leaves_nothing_waiting(tmp_path):
     "The library never gives the lock back that it held; we end all the same"
     ours = start_server(tmp_path, WORST_MOMENT + START)
     try: assert ours.wait(100) == 0
-    finally: ours.kill()
+    finally:
+        ours.kill()
+        ours.wait()
     assert not any(alive(int(n)) for n in (tmp_path/"pids").read_text().split())
 
 def watchers(group):
