@@ -2,6 +2,9 @@
 import copy
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import fields, replace
 
 import pytest
@@ -276,6 +279,24 @@ def test_what_wandb_mode_says_counts_where_nobody_asks_for_more(tmp_path, monkey
     run = start_wandb(RunTrainConfig(wandb="auto"), tmp_path, {})
     assert (run and run.settings.mode) == wanted
     if run: run.finish()
+
+
+QUIET_WANDB = """
+import sys
+from pathlib import Path
+import openai # of which W&B would say that it has found it
+from wikidpo.run.config import RunTrainConfig
+from wikidpo.run.train import start_wandb
+start_wandb(RunTrainConfig(), Path(sys.argv[1]), {}).finish()
+"""
+
+
+def test_wandb_prints_nothing_of_its_own(tmp_path):
+    env = {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_SILENT")}
+    command = [sys.executable, "-c", QUIET_WANDB, str(tmp_path)]
+    done = subprocess.run(command, env=env | {"WANDB_API_KEY": ""}, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert list(tmp_path.glob("wandb/offline-run-*"))
 
 
 def test_settings_that_wandb_refuses_do_not_stop_a_training(tmp_path, monkeypatch, capsys):

@@ -132,7 +132,10 @@ def start_wandb(cfg, out, config):
     if cfg.wandb == "disabled": return None
     try: import wandb
     except ImportError: return _say_wandb("is not installed; the metrics are in metrics.jsonl alone")
-    try: mode, settings = _wandb_mode(wandb, cfg.wandb), _wandb_settings(wandb)
+    try:
+        settings = _wandb_settings(wandb)
+        wandb.setup(settings)                                         # quiet from here on, not only in the run
+        mode = _wandb_mode(wandb, cfg.wandb)
     except Exception as e: return _say_wandb("its settings cannot be used; the metrics are in metrics.jsonl alone", e)
     if mode == "disabled": return None
     return _init_wandb(wandb, mode, out, project=cfg.project, config=config, settings=settings)
