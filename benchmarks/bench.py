@@ -1,6 +1,7 @@
 """Measure this project against the lesson's own way and against its peers.
 
-`make bench` measures everything, `make bench ARGS="train"` some rows, ARGS=--quick all of it in small.
+`make bench` measures everything, `make bench ARGS="train"` some rows, ARGS=--quick all of it in small. The results go
+to runs/benchmarks; with --out benchmarks/NAME to a page of this machine's own among those that are published.
 
 All contestants of a row do the same work, each in a process and an environment of its own, in turn: a measurement
 each, then the next round. Medians, spreads and ratios go to results.json and, as a table, to README.md. What did not
@@ -20,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-from contestants import CONTESTANTS, ENVS, HERE
+from contestants import CONTESTANTS, ENVS, HERE, ROOT
+from front import write_front
 from material import artifact
 from page import page
 from rows import DTYPE, THREADS, table
@@ -157,17 +159,20 @@ def line(name, row, result):
     return f"{name}: {'; '.join(found + targets)}"
 
 
+def published(out): return out.resolve().is_relative_to(HERE)
+
+
 def arguments():
     "What the command line asks for, and all rows that there are"
     ask = ArgumentParser(description=__doc__, prog="bench")
     ask.add_argument("rows", nargs="*", help="which rows; none: all")
     ask.add_argument("--quick", action="store_true", help="in small, to see that it works")
     ask.add_argument("--rounds", type=int, help="measurements of each contestant, instead of the row's own number")
-    ask.add_argument("--out", type=Path, default=HERE, help="folder for results.json and README.md")
+    ask.add_argument("--out", type=Path, default=ROOT/"runs"/"benchmarks", help="folder for results.json and README.md")
     args = ask.parse_args()
     known = table(args.quick)
     unknown = set(args.rows) - set(known)
-    if args.quick and args.out == HERE: ask.error("--quick needs another --out: its numbers say nothing")
+    if args.quick and published(args.out): ask.error("--quick needs another --out: its numbers say nothing")
     if unknown: ask.error(f"no such row: {', '.join(unknown)}; there are {', '.join(known)}")
     return args, known
 
@@ -176,9 +181,9 @@ def main():
     args, known = arguments()
     path, here = args.out/"results.json", machine()
     old = json.loads(path.read_text()) if path.exists() else {}
-    if args.out == HERE and args.rows and old.get("machine") != here:
-        raise SystemExit(f"error: {path} has another machine's rows, which would go: name a folder with --out")
-    rows = old["rows"] if old.get("machine") == here else {}
+    if old and old["machine"] != here:
+        raise SystemExit(f"error: {path} has another machine's rows, which would go: name another folder with --out")
+    rows = old.get("rows", {})
     with tempfile.TemporaryDirectory() as folder:
         for name in args.rows or known:
             row = replace(known[name], rounds=args.rounds or known[name].rounds)
@@ -189,7 +194,8 @@ def main():
             rows = {k: rows[k] for k in known if k in rows}
             results = {"machine": here, "rows": rows}
             write_atomic(path, json.dumps(results, indent=1) + "\n")
-            write_atomic(args.out/"README.md", page(results, args.out.resolve() == HERE))
+            write_atomic(args.out/"README.md", page(results, os.path.relpath(HERE/"README.md", args.out)))
+            if published(args.out): write_front()
             print(line(name, row, rows[name]), flush=True)
 
 

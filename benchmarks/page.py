@@ -1,28 +1,8 @@
-"README.md, from results.json"
+"The page of a machine: README.md, from results.json"
 from contestants import CONTESTANTS
 from targets import number
 
-INTRO = """\
-<!-- Written by benchmarks/bench.py: run `make bench`. -->
-
-# Benchmarks
-
-`make bench` measures all of this again, `make bench ARGS="train"` some rows. Every repeat, and what each contestant \
-was told to do, is in [results.json](results.json).
-
-In each table all contestants do the same work, each in a process and an environment of its own, one measurement each \
-in turn; medians are compared. "Of the matrix rate" counts the operations of the work as described (all weights and \
-the attention, for every token made or trained on; in training forward and backward), and divides by the best rate of \
-the product in the first table, in bfloat16 where the processor has units for it: what a contestant manages to leave \
-out counts as speed. Where a target is missed, the line says what the necessary products, or the necessary reading of \
-weights, keys and values, whichever takes longer, would allow at the best rates of the first two tables, if these were \
-measured on the same day. vLLM runs in its worker's process, without the memory allocator that it recommends to \
-preload. Loading, compiling and warming up stand in the last column and count for nobody.
-"""
-ELSEWHERE = ("Measured elsewhere, by `bench.py` with the rows' names and `--out`: on a GPU ([h100](h100/README.md)); "
-             "on two cores with AMX, which multiply in bfloat16 several times as fast as in float32 "
-             "([xeon](xeon/README.md)); on two cores without units for bfloat16, all of it in float32 "
-             "([avx2](avx2/README.md)).")
+WRITTEN = "<!-- Written by benchmarks/bench.py: run `make bench`. -->"
 COLUMNS = "lowest to highest | this project is faster by | of the matrix rate | to get ready"
 FACTS = ("rows_at_once", "pairs_a_forward", "tokens_an_answer", "mine_s", "train_s", "judge_s", "reference_s", "growth",
          "peak_gb", "estimated") # shown beside the contestant's name
@@ -64,10 +44,11 @@ def section(name, result):
     return lines
 
 
-def page(results, at_home=True): # whether it stands in benchmarks/
-    "The whole of README.md"
+def page(results, first): # the way to the first page
+    "The whole of a machine's README.md"
     machine = [f"{spaced(k)} {v}" for k, v in results["machine"].items() if v is not None]
-    lines = [INTRO, f"Machine: {', '.join(machine)}.", ""]
-    if at_home: lines += [ELSEWHERE, ""]
+    lines = [WRITTEN, "", "# Benchmarks on one machine", ""]
+    lines += [f"[The first page]({first}) says how this is measured, and how to read it.", ""]
+    lines += [f"Machine: {', '.join(machine)}.", ""]
     for name, result in results["rows"].items(): lines += section(name, result)
     return "\n".join(lines).replace("\n\n\n", "\n\n")

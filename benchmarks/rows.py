@@ -45,6 +45,7 @@ class Row:
     least: float = 0. # floating-point operations that our way cannot leave out
     reads: float = 0. # and numbers that it must read from memory, where that counts
     changed: tuple[str, str] | None = None # since when it measures otherwise, and what; said of results from before
+    brief: str = "" # what it is in a few words, for the first page; empty where there is no target
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ def sampling(size):
                 batches=size.mini_batches, dtype="float32", extrapolate=False)
     return {
         "sample": Row(
+            brief="sampling, 110 M parameters",
             what=f"{rows} responses of {size.new} tokens, {size.words}, {PRECISION}", script="sample.py", task=task,
             who=("ours", "vllm", "huggingface", "lesson"),
             targets=(TimesAsFast(1.5, "vllm"), TimesAsFast(60, "lesson")), changed=("2026-11-27", FAIRER),
@@ -155,6 +157,7 @@ def sampling(size):
             what="the same, with a clock around the parts of a step", script="sample.py", task=task,
             who=("profile",), rounds=1),
         "sample-miniwiki": Row(
+            brief="MiniWiki: sampling",
             what=f"{4 * size.mini_prompts} responses of up to {size.mini_new} tokens, MiniWiki's 2 M parameters, fp32; "
                  f"each contestant at the best number of rows of {listed(4 * n for n in size.mini_batches)}",
             changed=("2026-11-28", "contestants had 64 rows at once"),
@@ -172,6 +175,7 @@ def training(size):
     least = (1 - prompt / (2 * size.long)) * pair - head_flop(cfg, prompt, 3) # the prompt once, and without the head
     return {
         "train": Row(
+            brief="a step of DPO, 110 M parameters",
             what=f"an optimizer step of DPO on {n} pairs of 2 × {size.long} tokens, {size.words}, {PRECISION}; "
                  "the reference cached by those who can, its time beside",
             script="train.py", task=task, who=("ours", "trl", "lesson"), unit="pairs/s", rounds=2,
@@ -202,6 +206,7 @@ def mining(size):
         prompts=n, max_new=size.mini_new, part=size.part, few=size.few, batches=size.batches, extrapolate=False)
     return {
         "mine-smollm2": Row(
+            brief="SmolLM2: mining",
             what=f"SmolLM2-135M's answers to {n} tasks about texts, at each of 4 temperatures one of up to "
                  f"{size.mini_new} tokens, {PRECISION}; each contestant at the best number of rows of "
                  + listed(4 * n for n in size.batches),
@@ -226,6 +231,7 @@ def real_training(size):
     common = dict(script="train.py", unit="pairs/s", flop=pair, least=least)
     return {
         "step-smollm2": Row(
+            brief="SmolLM2: a step of DPO",
             what=f"an optimizer step of DPO on {size.pairs} pairs of SmolLM2-135M's own answers, {PRECISION}; the "
                  "reference cached by those who can, its time beside; each contestant at the best number of pairs a "
                  f"forward of {listed(size.forwards)}, the original lesson's way at its own",
@@ -235,6 +241,7 @@ def real_training(size):
             what="the same step under torch's profiler, with the reference's pass", task=step, who=("profile",),
             rounds=1, script="train.py", unit="pairs/s"),
         "epoch-smollm2": Row(
+            brief="SmolLM2: an epoch of DPO",
             what=f"an epoch over {size.epoch} such pairs, {size.pairs} a step", task=step | dict(pairs=size.epoch),
             who=("ours", "trl"), rounds=1, targets=(TimesAsFast(3, "trl"),), **common),
     }
@@ -247,13 +254,16 @@ def commands(size):
     "What a person waits for: the lesson, and an answer to a command"
     return {
         "lesson": Row(
+            brief="MiniWiki: the whole lesson",
             what="`make lesson` after installation", script="yardstick.py", who=("whole",), unit="s", rounds=1,
             task=on("cpu") | dict(args=list(size.lesson)), targets=(Seconds(60),),
             changed=("2026-11-26", "MiniWiki was another model, with other prompts")),
         "lesson-smollm2": Row(
+            brief="SmolLM2: the whole lesson",
             what=AFTER_IMPORT, script="yardstick.py", who=("whole",), unit="s", rounds=1,
             task=on("cpu") | dict(args=list(size.real_lesson)), targets=(Seconds(900),)),
         "answering": Row(
+            brief="commands that only answer",
             what="processor time of a command that only has to answer", script="yardstick.py", who=COMMANDS,
             unit="s", rounds=5, task=on("cpu"), targets=tuple(Seconds(1, name) for name in QUICK_COMMANDS)),
     }
@@ -265,6 +275,7 @@ def loads(size):
     limits = [(Seconds(s, name), PeakMemory(1, name), Growth(15, name)) for name, s in LOADS.items()]
     return {
         "load": Row(
+            brief="runs of 100,000 prompts",
             what=f"processor time of what reads a run of {n:,} prompts; growth from {few:,}", script="load.py",
             task=on("cpu") | dict(large=n, small=few), who=tuple(LOADS), unit="s", rounds=1, targets=sum(limits, ())),
     }
@@ -278,9 +289,11 @@ def gpu_sampling(size):
             what="product of two 8192 × 8192 matrices", script="yardstick.py", unit="GFLOP/s", rounds=5,
             task=on("cuda") | dict(size=8192, times=20), who=("bfloat16",)),
         "gpu-sample": Row(
+            brief="GPU: sampling, 124 M parameters",
             what="1,024 responses of 150 tokens, 124 M parameters", script="sample.py", who=("ours",),
             task=draw | dict(prompts=256, batch=256, max_new=150), targets=(Rate(150_000),)),
         "gpu-beside": Row(
+            brief="GPU: sampling beside a teacher",
             what="64 responses of 256 tokens: memory beside a teacher", script="sample.py", task=draw, who=("ours",),
             targets=(PeakMemory(5),)),
     }
@@ -292,6 +305,7 @@ def gpu_training(size):
     epoch = learn | dict(batch=32, accum=1, warm=64) # a GPU is warm after a few whole steps
     return {
         "gpu-train": Row(
+            brief="GPU: an epoch of DPO, 124 M parameters",
             what="DPO, one epoch over 10,000 pairs of 2 × 323 tokens, 124 M parameters", script="train.py",
             task=epoch | dict(pairs=10_000), who=("ours",), unit="pairs/s", rounds=1,
             targets=(Seconds(20), ShareOfPeak(.4)), flop=2 * flop(SHAPES[size.gpu_model], 323, 3)),
@@ -300,9 +314,11 @@ def gpu_training(size):
             task=epoch | dict(pairs=256),
             who=("profile",), unit="pairs/s", rounds=1),
         "gpu-long": Row(
+            brief="GPU: DPO on 1,024 tokens a side",
             what="DPO on pairs of 2 × 1,024 tokens: memory", script="train.py", task=learn | dict(long=1024),
             who=("ours",), unit="pairs/s", rounds=1, targets=(PeakMemory(12),)),
         "gpu-lesson-smollm2": Row(
+            brief="GPU: SmolLM2's whole lesson",
             what=AFTER_IMPORT, script="yardstick.py", who=("whole",), unit="s", rounds=1,
             task=on("cuda") | dict(args=list(size.real_lesson)), targets=(Seconds(120),)),
     }

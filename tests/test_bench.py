@@ -1,5 +1,6 @@
 "`make bench` on a model for a test: every contestant does the work for real, and one that is missing is reported"
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from systems import LINUX
 
 sys.path.insert(0, str(Path(__file__).parent.parent/"benchmarks"))
 import bench
+import front
 import material
 from contestants import CONTESTANTS, ENVS, ROOT
 from page import page
@@ -179,34 +181,67 @@ def test_a_row_is_held_to_the_rates_of_its_precision(dtype, share, limit):
     assert rows["sample"]["of_peak"] == {"ours": share} and rows["sample"]["limit"] == limit
 
 
-def test_the_page_is_what_the_committed_results_say():
-    folder = Path(bench.HERE)
-    found = json.loads((folder/"results.json").read_text())
-    assert page(found) == (folder/"README.md").read_text()
+PAGES = sorted(path.parent.name for path in Path(bench.HERE).glob("*/results.json"))
+
+
+@pytest.mark.parametrize("folder", PAGES)
+def test_a_machines_page_is_what_its_results_say(folder):
+    found, committed = front.measured()[folder], (bench.HERE/folder/"README.md").read_text()
+    assert page(found, "../README.md") == committed
     judge(found["rows"], table())
-    assert page(json.loads(json.dumps(found))) == (folder/"README.md").read_text()
+    assert page(json.loads(json.dumps(found)), "../README.md") == committed
 
 
-@pytest.mark.parametrize("folder", sorted(path.parent.name for path in Path(bench.HERE).glob("*/results.json")))
-def test_pages_of_other_machines_are_what_their_results_say(folder):
-    found = json.loads((bench.HERE/folder/"results.json").read_text())
-    assert page(found, at_home=False) == (bench.HERE/folder/"README.md").read_text()
-    assert f"]({folder}/README.md)" in (bench.HERE/"README.md").read_text()
+def test_the_first_page_has_every_machine_and_every_target():
+    assert sorted(front.MACHINES) == PAGES
+    text = front.front(table(), front.measured())
+    assert text == (bench.HERE/"README.md").read_text()
+    for name, row in table().items():
+        lines = [line for line in text.splitlines() if f"(`{name}`)" in line]
+        assert len(lines) == (1 if len(row.targets) > front.MANY else len(row.targets)), name
+        assert bool(row.brief) == bool(row.targets), name
 
 
-def test_the_readme_tells_what_was_measured_last():
-    rows = json.loads((bench.HERE/"results.json").read_text())["rows"]
-    told = (bench.HERE.parent/"README.md").read_text().splitlines()
-    for row in rows.values():
-        if "times_as_fast_as" not in row: continue
-        [line] = [line for line in told if line.startswith(f"| {row['what']} | ")]
-        for goal, answer in row["verdicts"]: assert f"{goal}: {answer.split(':')[0]}" in line
+def test_the_first_page_shows_what_is_reached_missed_and_not_measured():
+    rows = {"train": Row("", "", {}, ("ours", "trl"), brief="training", targets=(TimesAsFast(3, "trl"), Seconds(90))),
+            "load": Row("", "", {}, ("ours",), brief="large runs", targets=tuple(map(Seconds, range(1, 6))))}
+    limit = "missed: 2; at this machine's measured rates at most 2.5"
+    loads = [["1 s", "missed: 2"], ["2 s", "reached: 2"], ["3 s", "reached: 2"], ["4 s", "reached: 2"],
+             ["5 s", "reached: 2"]]
+    machines = {
+        "epyc": {"rows": {"train": {"verdicts": [["3 × TRL", limit], ["90 s", "did not run"]], "note": "mended"}}},
+        "xeon": {"rows": {"train": {"verdicts": [["3 × TRL", "reached: 3.1"], ["90 s", "reached: 80"]]},
+                          "load": {"verdicts": loads}}}}
+    assert front.targets(rows, machines) == [
+        "| | target | [EPYC](epyc/README.md) | [Xeon](xeon/README.md) |",
+        "|---|---|---|---|",
+        r"| training (`train`) | 3 × TRL | 2 ✗ (2.5) \* | 3.1 ✓ |",
+        "| training (`train`) | 90 s |  | 80 ✓ |",
+        "| large runs (`load`) | 5 limits |  | 4 of 5 ✗ |",
+    ]
+
+
+def test_the_readme_tells_what_was_measured():
+    "Its table is the first page's, as far as others are compared with"
+    def compares(row): return any(isinstance(t, TimesAsFast) for t in row.targets)
+    rows = {name: row for name, row in table().items() if compares(row)}
+    machines = {folder: found for folder, found in front.measured().items() if folder != "h100"}
+    told = (ROOT/"README.md").read_text().splitlines()
+    lines = [re.sub(r"\[(.*?)\]\(.*?\)", r"\1", line) for line in front.targets(rows, machines)]
+    assert len(lines) > 10 and set(lines) <= set(told)
 
 
 def test_numbers_of_a_quick_run_cannot_be_published(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bench", "--quick"])
+    monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--out", str(bench.HERE/"mine")])
     with pytest.raises(SystemExit): bench.main()
     assert "--quick needs another --out" in capsys.readouterr().err
+
+
+def test_rows_of_another_machine_are_not_lost(monkeypatch, tmp_path):
+    found = {"machine": {"cpu": "another"}, "rows": {}}
+    (tmp_path/"results.json").write_text(json.dumps(found))
+    with pytest.raises(SystemExit, match="name another folder with --out"): results(monkeypatch, tmp_path, "product")
+    assert json.loads((tmp_path/"results.json").read_text()) == found
 
 
 @pytest.mark.slow

@@ -32,7 +32,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "_docs"
 PROJECT = ["CONTRIBUTING.md", "CHANGELOG.md", "DEPENDENCIES.md", "LICENSE", "benchmarks/README.md",
-           "benchmarks/xeon/README.md", "benchmarks/avx2/README.md", "benchmarks/h100/README.md"]
+           "benchmarks/epyc/README.md", "benchmarks/xeon/README.md", "benchmarks/avx2/README.md",
+           "benchmarks/h100/README.md"]
 BESIDE = ["appendix/trap_museum", "appendix/ppo", "appendix/claims", "show/is_my_run_broken"]  # the lessons
 ROOMS = {  # a folder of notebooks and of modules: what it is for
     "core": "what the lessons show: a complete, plain DPO that imports nothing but itself",

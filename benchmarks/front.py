@@ -1,0 +1,86 @@
+"The first page: benchmarks/README.md, from the results of all machines that have a folder"
+import json
+
+from contestants import HERE
+from page import WRITTEN
+from rows import table
+from wikidpo.run.folder import write_atomic
+
+MACHINES = { # folder: its column's head, and the machine
+    "epyc": ("EPYC", "two cores of an AMD EPYC with units for bfloat16"),
+    "xeon": ("Xeon", "two cores of an Intel Xeon with AMX, which multiply in bfloat16 several times as fast as in "
+             "float32"),
+    "avx2": ("EPYC, float32", "two cores of an AMD EPYC without units for bfloat16: all of it in float32"),
+    "h100": ("H100", "an NVIDIA H100"),
+}
+FRONT = f"""\
+{WRITTEN}
+
+# Benchmarks
+
+`make bench` measures all of this, `make bench ARGS="train"` some rows; they go to `runs/benchmarks`, or where `--out` \
+says. The folders here are what was measured on four machines: their pages have every contestant and the date of each \
+row, their `results.json` every repeat and what each contestant was told to do.
+
+In each row all contestants do the same work, each in a process and an environment of its own, one measurement each in \
+turn; medians are compared. "Of the matrix rate" counts the operations of the work as described (all weights and the \
+attention, for every token made or trained on; in training forward and backward), and divides by the best rate of the \
+product in the page's first table, in bfloat16 where the processor has units for it: what a contestant manages to \
+leave out counts as speed. Where a target is missed, "at most" is what the necessary products, or the necessary reading of \
+weights, keys and values, whichever takes longer, would allow at the machine's best rates, if these were measured on \
+the same day. vLLM runs in its worker's process, without the memory allocator that it recommends to preload. Loading, \
+compiling and warming up stand in a column of their own and count for nobody.
+"""
+LEGEND = """\
+✓ reached, ✗ missed; in brackets what the machine allows at most, where that is known; empty: not measured there. \
+\\* measured before the row was mended, as the machine's page says."""
+MANY = 4 # targets of a row; of more only how many are reached
+
+
+def measured():
+    "{folder: its results}, as they are committed"
+    return {folder: json.loads((HERE/folder/"results.json").read_text()) for folder in MACHINES}
+
+
+def mark(result, target):
+    "The verdict on a target as the first page shows it, by the words of the machine's page"
+    answer = dict(result["verdicts"]).get(target, "")
+    if ": " not in answer: return "" # it did not run
+    found, *limit = answer.split("; ")
+    state, value = found.split(": ")
+    bound = f" ({limit[0].split()[-1]})" if limit else ""
+    return f"{value} {'✓' if state == 'reached' else '✗'}{bound}" + (r" \*" if "note" in result else "")
+
+
+def together(verdicts):
+    "How many of many targets are reached; nothing where none was measured"
+    if not verdicts: return ""
+    reached = sum(answer.startswith("reached") for _, answer in verdicts)
+    return f"{reached} of {len(verdicts)} {'✓' if reached == len(verdicts) else '✗'}"
+
+
+def targets(rows, machines):
+    "The lines of the table: a target each, a column for each machine; of many targets of a row only how many"
+    heads = [f"[{MACHINES[folder][0]}]({folder}/README.md)" for folder in machines]
+    lines = [f"| | target | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
+    for name, row in rows.items():
+        found = [results["rows"].get(name, {"verdicts": []}) for results in machines.values()]
+        if len(row.targets) > MANY:
+            cells = [together(r["verdicts"]) for r in found]
+            lines.append(f"| {row.brief} (`{name}`) | {len(row.targets)} limits | {' | '.join(cells)} |")
+            continue
+        for target in row.targets:
+            words = target.words(row)
+            lines.append(f"| {row.brief} (`{name}`) | {words} | {' | '.join(mark(r, words) for r in found)} |")
+    return lines
+
+
+def front(rows, machines): # {row: Row}, {folder: its results}
+    "The whole of the first page"
+    lines = [FRONT, "## Targets", "", *targets(rows, machines), "", LEGEND, ""]
+    lines += [f"- [{head}]({folder}/README.md): {words}" for folder, (head, words) in MACHINES.items()]
+    return "\n".join(lines) + "\n"
+
+
+def write_front():
+    write_atomic(HERE/"README.md", front(table(), measured()))
