@@ -22,14 +22,14 @@ FRONT = f"""\
 says. The folders here are what was measured on four machines: their pages have every contestant and the date of each \
 row, their `results.json` every repeat and what each contestant was told to do.
 
-In each row all contestants do the same work, each in a process and an environment of its own, one measurement each in \
-turn; medians are compared. "Of the matrix rate" counts the operations of the work as described (all weights and the \
-attention, for every token made or trained on; in training forward and backward), and divides by the best rate of the \
-product in the page's first table, in bfloat16 where the processor has units for it: what a contestant manages to \
-leave out counts as speed. Where a target is missed, "at most" is what the necessary products, or the necessary reading of \
-weights, keys and values, whichever takes longer, would allow at the machine's best rates, if these were measured on \
-the same day. vLLM runs in its worker's process, without the memory allocator that it recommends to preload. Loading, \
-compiling and warming up stand in a column of their own and count for nobody.
+In each row all contestants do the same work, each in a process and an environment of its own, one measurement each \
+in turn; medians are compared. "Of the matrix rate" counts the operations of the work as described (all weights and \
+the attention, for every token made or trained on; in training forward and backward), and divides by the best rate of \
+the product in the page's first table, in bfloat16 where the processor has units for it: what a contestant manages to \
+leave out counts as speed. Where a target is missed, "at most" is what the necessary products, or the necessary \
+reading of weights, keys and values, whichever takes longer, would allow at the machine's best rates, if these were \
+measured on the same day. vLLM runs in its worker's process, without the memory allocator that it recommends to \
+preload. Loading, compiling and warming up stand in a column of their own and count for nobody.
 """
 LEGEND = """\
 ✓ reached, ✗ missed; in brackets what the machine allows at most, where that is known; empty: not measured there. \
