@@ -2,7 +2,7 @@
 import json
 
 from contestants import HERE
-from page import WRITTEN
+from page import shares, WRITTEN
 from rows import table
 from wikidpo.run.folder import write_atomic
 
@@ -34,6 +34,29 @@ preload. Loading, compiling and warming up stand in a column of their own and co
 LEGEND = """\
 ✓ reached, ✗ missed; in brackets what the machine allows at most, where that is known; empty: not measured there. \
 \\* measured before the row was mended, as the machine's page says."""
+MISSES = """\
+## Why a target is missed
+
+**1.5 × vLLM.** Both make the same products. Without units for bfloat16 these are nearly three quarters of the time \
+(`mine-smollm2-profile`): if all the rest took none, the target would just be reached. With such units the products \
+are short, and much of a step is attention, norms and what lies between them, which wait for memory. Each block is \
+compiled, attention is made of products, a prompt is read once for its four answers, and what all prompts begin with \
+once for all; what was tried beyond that gained no more than one run differs from the next.
+
+**30 × the original lesson's way, for MiniWiki.** Both ends swing: the pages have the lowest and the highest of five \
+repeats. Of our time the products, which no way of sampling can leave out, are the largest part.
+
+**The whole lesson.** Its phases stand on the machines' pages. MiniWiki's training and sampling are for the most part \
+products in float32 of matrices too small to run at the matrix rate; the real model's training runs close to that \
+rate.
+
+**Large runs.** The limits were set for a quiet machine before every line was checked against a schema; growth and \
+memory are within them.
+
+**An epoch on a GPU.** Little more than a third of its time is products; the rest is copies and the many small \
+operations between them.
+
+## Where the time goes"""
 MANY = 4 # targets of a row; of more only how many are reached
 
 
@@ -75,10 +98,21 @@ def targets(rows, machines):
     return lines
 
 
+def profiles(rows, machines):
+    "The lines of the table: a row that is measured part by part on one machine each, and the shares of the parts"
+    lines = ["| row | machine | |", "|---|---|---|"]
+    for name in rows:
+        for folder, results in machines.items():
+            profile = results["rows"].get(name, {"contestants": {}})["contestants"].get("profile")
+            if profile: lines.append(f"| `{name}` | {MACHINES[folder][0]} | {'; '.join(shares(profile))} |")
+    return lines
+
+
 def front(rows, machines): # {row: Row}, {folder: its results}
     "The whole of the first page"
     lines = [FRONT, "## Targets", "", *targets(rows, machines), "", LEGEND, ""]
     lines += [f"- [{head}]({folder}/README.md): {words}" for folder, (head, words) in MACHINES.items()]
+    lines += ["", MISSES, "", *profiles(rows, machines)]
     return "\n".join(lines) + "\n"
 
 

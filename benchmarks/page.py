@@ -11,12 +11,16 @@ FACTS = ("rows_at_once", "pairs_a_forward", "tokens_an_answer", "mine_s", "train
 def spaced(key): return key.replace("_", " ")
 
 
+def shares(contestant):
+    "Those of a profile, in words"
+    return [f"{k.removesuffix(' share')} {v:.0%}" for k, v in contestant.items() if k.endswith(" share")]
+
+
 def facts(contestant):
     "What else was measured: the facts, and the shares of a profile"
     shown = [(spaced(k), contestant[k]) for k in contestant if k in FACTS]
     words = [f"{k} {number(v) if isinstance(v, float) else v}" for k, v in shown]
-    shares = [f"{k.removesuffix(' share')} {v:.0%}" for k, v in contestant.items() if k.endswith(" share")]
-    return "".join(f"; {w}" for w in words + shares)
+    return "".join(f"; {w}" for w in words + shares(contestant))
 
 
 def line(name, contestant, result):

@@ -144,8 +144,6 @@ def sampling(size):
     cfg, rows = SHAPES[size.model], 4 * size.prompts
     task = on("cpu") | drawing(size, size.model)
     token = flop(cfg, 1, context=PROMPT + size.new / 2)
-    mini = dict(max_new=size.mini_new, prompts=size.mini_prompts, part=size.mini_prompts, batch=size.mini_batches[0],
-                batches=size.mini_batches, dtype="float32", extrapolate=False)
     return {
         "sample": Row(
             brief="sampling, 110 M parameters",
@@ -156,13 +154,6 @@ def sampling(size):
         "sample-profile": Row(
             what="the same, with a clock around the parts of a step", script="sample.py", task=task,
             who=("profile",), rounds=1),
-        "sample-miniwiki": Row(
-            brief="MiniWiki: sampling",
-            what=f"{4 * size.mini_prompts} responses of up to {size.mini_new} tokens, MiniWiki's 2 M parameters, fp32; "
-                 f"each contestant at the best number of rows of {listed(4 * n for n in size.mini_batches)}",
-            changed=("2026-11-28", "contestants had 64 rows at once"),
-            script="sample.py", task=on("cpu") | drawing(size, "miniwiki") | mini, who=("ours", "lesson"),
-            targets=(TimesAsFast(30, "lesson"),), rounds=5),
     }
 
 
@@ -184,12 +175,32 @@ def training(size):
             what=f"{few} of these pairs under torch's profiler, with the reference's pass", script="train.py",
             task=task | dict(pairs=few),
             who=("profile",), unit="pairs/s", rounds=1),
+    }
+
+
+def miniwiki(size):
+    "Sampling and training of the small model"
+    task = on("cpu") | drawing(size, "miniwiki") | dict(
+        max_new=size.mini_new, prompts=size.mini_prompts, part=size.mini_prompts, batch=size.mini_batches[0],
+        batches=size.mini_batches, dtype="float32", extrapolate=False)
+    epoch = on("cpu") | learning(size, "miniwiki") | dict(pairs=size.mini_pairs, batch=16, accum=1, dtype="float32")
+    return {
+        "sample-miniwiki": Row(
+            brief="MiniWiki: sampling",
+            what=f"{4 * size.mini_prompts} responses of up to {size.mini_new} tokens, MiniWiki's 2 M parameters, fp32; "
+                 f"each contestant at the best number of rows of {listed(4 * n for n in size.mini_batches)}",
+            changed=("2026-11-28", "contestants had 64 rows at once"),
+            script="sample.py", task=task, who=("ours", "lesson"), targets=(TimesAsFast(30, "lesson"),), rounds=5),
+        "sample-miniwiki-profile": Row(
+            what="the same, with a clock around the parts of a step", script="sample.py", task=task,
+            who=("profile",), rounds=1),
         "epoch-miniwiki": Row(
             what=f"an epoch of DPO over {size.mini_pairs:,} of MiniWiki's pairs, 16 a step, fp32; the reference cached "
                  "by this project, its time beside",
-            script="train.py", who=("ours", "lesson"), unit="pairs/s",
-            task=on("cpu") | learning(size, "miniwiki") | dict(
-                pairs=size.mini_pairs, batch=16, accum=1, dtype="float32")),
+            script="train.py", who=("ours", "lesson"), unit="pairs/s", task=epoch),
+        "epoch-miniwiki-profile": Row(
+            what="the same epoch under torch's profiler, with the reference's pass", script="train.py", task=epoch,
+            who=("profile",), unit="pairs/s", rounds=1),
     }
 
 
@@ -327,5 +338,5 @@ def gpu_training(size):
 def table(quick=False):
     "All rows; quick: the same kinds of work, of a size for a test"
     size = QUICK if quick else FULL
-    cpu = yardsticks(size) | sampling(size) | training(size) | mining(size) | real_training(size)
+    cpu = yardsticks(size) | sampling(size) | training(size) | miniwiki(size) | mining(size) | real_training(size)
     return cpu | commands(size) | loads(size) | gpu_sampling(size) | gpu_training(size)
