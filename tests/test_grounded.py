@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from wikidpo.judge.client import check_teacher, judge_score, make_client, verdict
+from wikidpo.judge.ask import check_teacher, judge_score, verdict
+from wikidpo.judge.client import make_client
 from wikidpo.judge.config import OFFLINE_MODEL
 from wikidpo.judge.prompts import fenced
 from wikidpo.world.facts import statement

@@ -13,8 +13,8 @@ from model_server import KEY, Q, answers, error, free_port, reply, scripts, show
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from wikidpo.core.files import UserError
-from wikidpo.judge.client import (ask_score, ask_verdict, check_teacher, judge_score, Judged,
-                                  make_client, Probe, verdict)
+from wikidpo.judge.ask import ask_score, ask_verdict, check_teacher, judge_score, Judged, Probe, verdict
+from wikidpo.judge.client import make_client
 from wikidpo.judge.config import OFFLINE_MODEL, shown_url, TeacherConfig, TeacherLost
 from wikidpo.judge.offline import OfflineTeacher
 from wikidpo.world.facts import prompts

@@ -11,7 +11,8 @@ from model_server import answers, completion, error, Q, reply, scripts
 from starlette.responses import RedirectResponse
 
 from wikidpo.core.files import read_jsonl, UserError
-from wikidpo.judge.client import ask_score, ask_verdict, check_teacher, make_client, no_score, Probe
+from wikidpo.judge.ask import ask_score, ask_verdict, check_teacher, no_score, Probe
+from wikidpo.judge.client import make_client
 from wikidpo.judge.config import OFFLINE_MODEL as M, TeacherConfig, TeacherLost
 from wikidpo.judge.offline import offline_app, OfflineTeacher
 from wikidpo.judge.pool import JudgePool

@@ -13,7 +13,8 @@ import pytest
 from model_server import Q, answers, free_port
 
 from wikidpo.core.files import UserError
-from wikidpo.judge.client import ask_score, ask_verdict, check_teacher, judge_score, make_client, Probe, verdict
+from wikidpo.judge.ask import ask_score, ask_verdict, check_teacher, judge_score, Probe, verdict
+from wikidpo.judge.client import make_client
 from wikidpo.judge.config import OFFLINE_MODEL as M, TeacherConfig, TeacherLost, VllmConfig
 from wikidpo.judge.offline import httpx, InProcess, offline_app, OfflineTeacher, serve, serving
 from wikidpo.judge.pool import JudgePool

@@ -11,7 +11,8 @@ import pytest
 from model_server import Q, error, free_port, reply, scripts
 
 from wikidpo.core.files import UserError
-from wikidpo.judge.client import ask_score, make_client
+from wikidpo.judge.ask import ask_score
+from wikidpo.judge.client import make_client
 from wikidpo.judge.config import TeacherLost
 from wikidpo.judge.pool import JudgePool
 

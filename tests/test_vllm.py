@@ -17,12 +17,12 @@ import torch
 from served import CONTEXT, FLAGS, serving_model
 from smol import gguf_file
 
-import wikidpo.judge.client
+import wikidpo.judge.ask
 from wikidpo.core.chat import encode_prompt, load_tokenizer
 from wikidpo.core.files import read_jsonl, UserError
 from wikidpo.core.model import GPT
-from wikidpo.judge.client import (ask_judge, ask_score, ask_verdict, check_teacher, JudgingTask,
-                                  make_client, Probe)
+from wikidpo.judge.ask import ask_judge, ask_score, ask_verdict, check_teacher, JudgingTask, Probe
+from wikidpo.judge.client import make_client
 from wikidpo.judge.config import TeacherLost
 from wikidpo.judge.offline import httpx, listening_socket
 from wikidpo.judge.pool import JudgePool
@@ -140,8 +140,8 @@ def test_expected_score_is_that_of_our_own_forward_pass(vllm, client, monkeypatc
     model, tok = own_model(), load_tokenizer(DATA/"tokenizer.json")
     vocabulary = range(tok.get_vocab_size())
     # MiniWiki gives labels next to nothing; what it gives can be compared
-    monkeypatch.setattr(wikidpo.judge.client, "MIN_MASS", 1e-9)
-    monkeypatch.setattr(wikidpo.judge.client, "ASK_LOGPROBS", dict(logprobs=True, top_logprobs=len(vocabulary)))
+    monkeypatch.setattr(wikidpo.judge.ask, "MIN_MASS", 1e-9)
+    monkeypatch.setattr(wikidpo.judge.ask, "ASK_LOGPROBS", dict(logprobs=True, top_logprobs=len(vocabulary)))
     texts = [tok.decode([i], skip_special_tokens=False).strip() for i in vocabulary]
     def probabilities(ids):
         with torch.no_grad(): return torch.softmax(model(torch.tensor([ids]))[0][0, -1].double(), -1).tolist()

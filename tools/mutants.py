@@ -280,7 +280,7 @@ STATISTICS = [
         ('sorted(read_records(path, Verdict), key=lambda r: r["prompt_id"])', "read_records(path, Verdict)"),
     ),
     *changes(
-        "judge/client.py", "test_evaluate.py::test_an_oracle_judge_is_obeyed",
+        "judge/ask.py", "test_evaluate.py::test_an_oracle_judge_is_obeyed",
         ("ask_verdict(client, judge_model, prompt, b, a, probe)",
          "ask_verdict(client, judge_model, prompt, a, b, probe)"),
     ),

@@ -15,7 +15,8 @@ import openai
 from tqdm.auto import tqdm
 
 from ..core.files import UserError
-from .client import ask_once, check_teacher, make_client, server_words, teacher_error
+from .ask import ask_once, check_teacher
+from .client import make_client, server_words, teacher_error
 from .config import TeacherLost, VllmConfig
 from .offline import listening_socket, who_reaches
 from ..run.folder import QUIET

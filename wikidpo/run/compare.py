@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..core.files import quoted, UserError
 from ..core.stats import POINTS, tally
-from ..judge.client import check_teacher
+from ..judge.ask import check_teacher
 from ..judge.pool import JudgePool
 from .evaluate import judge_both, judged_rows, no_verdict, summarize, with_truth
 from .folder import content_of, JsonlWriter, QUIET, update_json, write_jsonl, writing

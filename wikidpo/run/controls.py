@@ -11,7 +11,7 @@ from pathlib import Path
 from ..core.config import UNIT
 from ..core.stats import wilson, win_rate
 from ..engine.accelerate import ready_to_sample
-from ..judge.client import check_teacher
+from ..judge.ask import check_teacher
 from ..judge.quality import repeat_agreement
 from ..models.policy import open_policy
 from .evaluate import gen_all, judge_both, judge_missing, judged_rows, summarize, with_truth

@@ -18,7 +18,7 @@ from ..core.files import quoted, UserError
 from ..core.stats import bootstrap, wilson
 from ..engine.accelerate import ready_to_sample
 from ..engine.ragged import sample_unit
-from ..judge.client import check_teacher, judge_both, no_verdict
+from ..judge.ask import check_teacher, judge_both, no_verdict
 from ..judge.pool import JudgePool, tell_missing
 from ..models.policy import open_policy
 from .folder import content_of, JsonlWriter, policy_files, QUIET, update_json, write_jsonl, writing

@@ -22,7 +22,7 @@ from ..core.files import each_line, parse_line, quoted, UserError
 from ..core.pairs import make_pairs
 from ..engine.accelerate import device_of, prompts_at_once, ready_to_sample
 from ..engine.ragged import sample_unit
-from ..judge.client import ask_score, check_teacher, judge_both, no_score, no_verdict
+from ..judge.ask import ask_score, check_teacher, judge_both, no_score, no_verdict
 from ..judge.pool import JudgePool, tell_missing
 from ..models.policy import open_policy
 from ..models.remote import sample_units, Servers

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 
 from ..core.chat import encode_prompt, load_tokenizer, strip_specials
 from ..core.files import quoted, read_jsonl, read_text, UserError
-from ..judge.client import ask_once, check_teacher, server_words, teacher_error
+from ..judge.ask import ask_once, check_teacher
+from ..judge.client import server_words, teacher_error
 from ..judge.config import OFFLINE_MODEL
 from ..judge.pool import JudgePool, tell_missing
 from ..judge.writing import parse_instruction, WRITE_KINDS, writing_prompt

@@ -22,7 +22,7 @@ from ..core.sample import sample_k
 from ..core.train import freeze, train_dpo
 from ..engine.accelerate import accelerate, device_of, pick_device, prompts_at_once, ready_to_sample
 from ..engine.ragged import generate_ragged
-from ..judge.client import ask_score, ask_verdict, check_teacher
+from ..judge.ask import ask_score, ask_verdict, check_teacher
 from ..judge.pool import JudgePool
 from ..models.policy import open_policy
 from .folder import write_atomic, write_jsonl

@@ -17,7 +17,7 @@ from ..core.files import quoted, read_jsonl, UserError
 from ..core.logps import seq_logprob
 from ..core.rlhf import join_rows
 from ..core.stats import wilson
-from ..judge.client import check_teacher
+from ..judge.ask import check_teacher
 from ..judge.pool import JudgePool
 from .evaluate import gen_all, judge_both, no_verdict
 from .folder import JsonlWriter
