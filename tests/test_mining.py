@@ -106,6 +106,16 @@ def test_a_unit_cut_in_the_middle_is_sampled_again(whole, tmp_path):
     mine(POLICY, TeacherConfig(), config(), run)
     assert files(run) == files(whole)
 
+def test_a_mining_that_only_has_to_be_judged_opens_no_policy(whole, tmp_path, monkeypatch):
+    "A large one takes a minute to be made ready for sampling"
+    run = shutil.copytree(whole, tmp_path/"run")
+    (run/"summary.json").unlink()
+    scored = (run/"samples.jsonl").read_bytes().splitlines(keepends=True)
+    (run/"samples.jsonl").write_bytes(b"".join(scored[:-7]))
+    monkeypatch.setattr(mine_module, "open_policy", lambda policy: pytest.fail("the policy was opened"))
+    mine(POLICY, TeacherConfig(), config(), run)
+    assert files(run) == files(whole)
+
 def test_another_seed_is_another_run(whole, tmp_path):
     with pytest.raises(UserError, match=r"holds another run \(mine.seed is 0 there, 1 here\)"):
         mine(POLICY, TeacherConfig(), config(seed=1), whole)

@@ -111,8 +111,15 @@ DATA = [
     *changes(
         "run/mine.py", "test_mining.py::test_a_unit_cut_in_the_middle_is_sampled_again",
         ("if len(places) == size(unit)}", "}"),
-        ('if (r["prompt_id"], r["k"]) not in scored)', "if True)"),
+        ('yield [row for row in rows if (row["prompt_id"], row["k"]) not in scored]', "yield rows"),
+        ("if places == sorted(places) and len(places) == sum(1 for _ in f): return False",
+         "if places == sorted(places): return False"),
         ('places = sorted((s["prompt_id"], s["k"], begin)', 'places = list((s["prompt_id"], s["k"], begin)'),
+    ),
+    *changes(
+        "run/mine.py", "test_mining.py::test_a_mining_that_only_has_to_be_judged_opens_no_policy",
+        ("if not todo: return iter(())", "pass"),
+        ("scores_in[unit] == len(units[unit])", "scores_in[unit] > 0"),
     ),
     *changes(
         "run/mine.py",

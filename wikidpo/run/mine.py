@@ -57,8 +57,9 @@ def _finished_units(path, # responses.jsonl, which may not be there yet
 
 def _keep_lines(path, places):
     "Rewrite a file as the lines that begin at these bytes, in this order; whether it was otherwise before"
-    with open(path, "rb") as f: lines = [_line_at(f, begin) for begin in places]
-    if places == sorted(places) and sum(map(len, lines)) == path.stat().st_size: return False
+    with open(path, "rb") as f:
+        if places == sorted(places) and len(places) == sum(1 for _ in f): return False
+        lines = [_line_at(f, begin) for begin in places]
     write_atomic(path, b"".join(lines))
     return True
 
@@ -74,10 +75,11 @@ def _sample_units(policy, # PolicyConfig
                   todo, # units to sample
                  ):
     "An iterator over the units to do: Responses[prompt][k] of each"
+    if not todo: return iter(())
     model, tok = open_policy(policy)
     check_room(model, tok, prompts, cfg, "mine")
     options = dict(temps=tuple(cfg.temps), max_new=cfg.max_new, top_k=cfg.top_k)
-    if cfg.engine == "vllm" and todo:
+    if cfg.engine == "vllm":
         servers = Servers(cfg.policy_url, cfg.policy_key_env, model, tok, prompts)
         return sample_units(servers, tok, prompts, todo, cfg.seed, cfg.policy_concurrency, **options)
     if cfg.engine == "local": model = ready_to_sample(model, policy.sample_precision)
@@ -100,16 +102,19 @@ def _unit_rows(path, # responses.jsonl
                ours, # units to go through
                units, # {unit: where its rows begin} of those that were sampled before
                prompts, groups, # Responses[prompt][k] of each unit that is missing
+               scored, # {(prompt, k)} of the rows with a score
               ):
-    "The rows of each unit in turn; what is sampled now is written down first"
+    "The rows of each unit that lack a score, in turn; what is sampled now is written down first"
+    scores_in = Counter(prompt_id // UNIT for prompt_id, _ in scored)
     with JsonlWriter(path) as responses, open(path, "rb") as known:
         for unit in ours:
+            if unit in units and scores_in[unit] == len(units[unit]): continue
             if unit in units: rows = [parse_line(_line_at(known, begin)) for begin in units[unit]]
             else:
                 rows = [row for i, group in enumerate(next(groups), unit * UNIT)
                         for row in _prompt_rows(i, prompts[i], group)]
                 responses.write(rows)
-            yield rows
+            yield [row for row in rows if (row["prompt_id"], row["k"]) not in scored]
 
 def _prompt_rows(prompt_id, prompt, group)->list:
     "The responses to one prompt as rows of responses.jsonl"
@@ -117,20 +122,20 @@ def _prompt_rows(prompt_id, prompt, group)->list:
 
 # %% ../../nbs/run/mine.ipynb #m1ne0017
 def _score_all(path, # samples.jsonl
+               scored:int, # rows with a score
                batches, # iterator over lists of rows to score
                total:int, # rows in all, for the progress bar
                client, teacher, # OpenAI client, TeacherConfig
                probe): # what the judge's server can do, as `check_teacher` found
-    "Score every row that has no score yet, many at a time; each is written as its score comes"
-    scored = _scored(path)
+    "Score every row, many at a time; each is written as its score comes"
     with JsonlWriter(path) as samples:
-        bar = tqdm(total=total, initial=len(scored), unit="response", desc="mine", smoothing=.05, disable=QUIET)
+        bar = tqdm(total=total, initial=scored, unit="response", desc="mine", smoothing=.05, disable=QUIET)
         def ask(row): return ask_score(client, teacher.model, row["prompt"], row["text"], probe)
         def keep(row, judged):
             samples.write(row | _score_columns(judged))
             bar.update()
         with bar, JudgePool(ask, keep, teacher.concurrency, give_up=no_score) as pool:
-            for rows in batches: pool.submit(r for r in rows if (r["prompt_id"], r["k"]) not in scored)
+            for rows in batches: pool.submit(rows)
 
 def _scored(path)->set:
     "{(prompt, k)} of the rows with a score; those without one are taken out, to be judged again"
@@ -297,10 +302,10 @@ def mine(policy, # PolicyConfig
         probe = check_teacher(client, teacher.model, teacher.url, teacher.expected)
         claim(out, "mine", config, restart)
         units = _drop_cut_units(responses, units, len(prompts), k)
-        batches = _unit_rows(responses, ours, units, prompts, groups)
-        total = k * len(prompts[ours.start * UNIT:ours.stop * UNIT])
+        scored, total = _scored(out/"samples.jsonl"), k * len(prompts[ours.start * UNIT:ours.stop * UNIT])
+        batches = _unit_rows(responses, ours, units, prompts, groups, scored)
         with client:
-            _score_all(out/"samples.jsonl", batches, total, client, teacher, probe)
+            _score_all(out/"samples.jsonl", len(scored), batches, total, client, teacher, probe)
             if cfg.confirm: _confirm_pairs(out, cfg, client, teacher, probe)
         more = {"constrained": probe.constrained, "seconds": round(time.perf_counter() - start, 1)}
         return _filter_samples(out, cfg.gap, cfg.best, cfg.shard, cfg.confirm, **more)
