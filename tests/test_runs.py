@@ -1,5 +1,5 @@
 "Reading run folders: columns, missing and broken parts, the figure, and the doctor"
-import io, json, math, random
+import io, json, math, random, statistics
 
 import pytest, yaml
 from matplotlib import pyplot
@@ -68,6 +68,18 @@ def test_trailing_mean():
     assert trailing_mean([2., 4., 6.], 1) == [2., 4., 6.]
     assert trailing_mean([2., 4., 6.], 9) == [2., 3., 4.]
     assert math.isnan(trailing_mean([math.nan, 1.], 1)[0])
+
+
+@pytest.mark.parametrize("n, w", [(1, 1), (5, 5), (7, 3), (40, 4), (41, 10), (1000, 37)])
+def test_a_trailing_mean_is_that_of_its_window_whatever_stood_before(n, w):
+    "Huge values and missing ones leave no trace in the windows behind them"
+    rng = random.Random(n)
+    xs = [rng.choice([rng.gauss(0, 1), rng.gauss(0, 1), 1e15, math.nan, -math.inf]) for _ in range(n // 2)]
+    xs += [rng.gauss(0, 1) for _ in range(n - len(xs))]
+    for i, found in enumerate(trailing_mean(xs, w)):
+        finite = [x for x in xs[max(0, i + 1 - w):i + 1] if math.isfinite(x)]
+        expected = statistics.fmean(finite) if finite else math.nan
+        assert found == pytest.approx(expected, rel=1e-12, abs=1e-15 * max(map(abs, finite), default=0), nan_ok=True)
 
 
 def test_curves_draw_every_panel_and_leak_nothing(tmp_path):

@@ -1506,6 +1506,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'wikidpo.show.curves._draw_column': ('show/curves.html#_draw_column', 'wikidpo/show/curves.py'),
                                      'wikidpo.show.curves._draw_line': ('show/curves.html#_draw_line', 'wikidpo/show/curves.py'),
                                      'wikidpo.show.curves._name_runs': ('show/curves.html#_name_runs', 'wikidpo/show/curves.py'),
+                                     'wikidpo.show.curves._window_sums': ('show/curves.html#_window_sums', 'wikidpo/show/curves.py'),
                                      'wikidpo.show.curves.curves': ('show/curves.html#curves', 'wikidpo/show/curves.py'),
                                      'wikidpo.show.curves.draw_panel': ('show/curves.html#draw_panel', 'wikidpo/show/curves.py'),
                                      'wikidpo.show.curves.finite_points': ('show/curves.html#finite_points', 'wikidpo/show/curves.py'),

@@ -7,8 +7,9 @@ __all__ = ['INK', 'BLUE', 'RED', 'GREEN', 'AMBER', 'PINK', 'DASHES', 'HELD_OUT',
            'trailing_mean', 'style_axes', 'finite_points', 'line_of', 'draw_panel', 'curves']
 
 # %% ../../nbs/show/curves.ipynb #2e1d6b82
-import math, statistics
+import math
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -45,14 +46,21 @@ PANELS = [Panel("loss", {"loss": ("loss", BLUE), "valid/loss": HELD_OUT}, (math.
           Panel("learning rate", {"lr": ("learning rate", BLUE)})]
 
 # %% ../../nbs/show/curves.ipynb #8df4f4fd
+def _window_sums(xs, w)->list:
+    "The sum of the last `w` numbers at each step: what is left of one block of w, and what has begun of the next"
+    blocks = [xs[i:i + w] for i in range(0, len(xs), w)]
+    begun = chain.from_iterable(map(accumulate, blocks))
+    left = [*chain.from_iterable(reversed([*accumulate(reversed(block))]) for block in blocks)]
+    return [s if i < w or (i + 1) % w == 0 else left[i + 1 - w] + s for i, s in enumerate(begun)]
+
 def trailing_mean(xs, # values, one a step
                   w, # window in steps; the first values average over what there is
                   )->list:
     "The mean of the last `w` finite values at each step (NaN where there are none)"
-    def mean(window):
-        finite = [x for x in window if math.isfinite(x)]
-        return statistics.fmean(finite) if finite else math.nan
-    return [mean(xs[max(0, i + 1 - w):i + 1]) for i in range(len(xs))]
+    finite = [math.isfinite(x) for x in xs]
+    counts = _window_sums([int(ok) for ok in finite], w)
+    sums = _window_sums([x if ok else 0. for x, ok in zip(xs, finite)], w)
+    return [s / n if n else math.nan for s, n in zip(sums, counts)]
 
 # %% ../../nbs/show/curves.ipynb #b1f02387
 def style_axes(ax, title):

@@ -12,7 +12,7 @@ __all__ = ['HIDDEN', 'PERCENT', 'FIELD_LABELS', 'PAGE_COLORS', 'ENV', 'COMPARED'
 
 # %% ../../nbs/show/report.ipynb #1749e6cc
 import io, math, re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import matplotlib
@@ -262,8 +262,8 @@ def _histogram(seen, temperature)->dict: # seen: score or None -> how often
 
 def score_histograms(samples)->list: # each is looked at once, so they need not be held
     "For each temperature: its name, the counts of the scores 1 to 10, and the mean score"
-    seen = {}
-    for s in samples: seen.setdefault(s["temperature"], Counter())[s.get("score")] += 1
+    seen = defaultdict(Counter)
+    for s in samples: seen[s["temperature"]][s.get("score")] += 1
     return [_histogram(seen[t], t) for t in sorted(seen)]
 
 # %% ../../nbs/show/report.ipynb #54bf45ef
