@@ -41,17 +41,18 @@ MISSES = """\
 (`mine-smollm2-profile`): if all the rest took none, the target would just be reached. With such units the products \
 are short, and much of a step is attention, norms and what lies between them, which wait for memory. Each block is \
 compiled, attention is made of products, a prompt is read once for its four answers, and what all prompts begin with \
-once for all; what was tried beyond that gained no more than one run differs from the next.
+once for all.
 
-**30 × the original lesson's way, for MiniWiki.** Both ends swing: the pages have the lowest and the highest of five \
-repeats. Of our time the products, which no way of sampling can leave out, are the largest part.
+**30 × the original lesson's way, for MiniWiki.** On the two EPYCs it is missed by less than one repeat differs from \
+the next (the pages have the lowest and the highest of five). A third of our time is linear layers, half is \
+attention, norms and what lies between them (`sample-miniwiki-profile`): small operations on many rows.
 
-**The whole lesson.** Its phases stand on the machines' pages. MiniWiki's training and sampling are for the most part \
-products in float32 of matrices too small to run at the matrix rate; the real model's training runs close to that \
-rate.
+**The whole lesson.** Its phases stand on the machines' pages. More than half of MiniWiki's training is products \
+(`epoch-miniwiki-profile`), of matrices too small to run at the matrix rate. In float32 the real model's lesson is \
+bound by its products, as its mining is.
 
-**Large runs.** The limits were set for a quiet machine before every line was checked against a schema; growth and \
-memory are within them.
+**Large runs.** The limits in seconds were set before every line was checked against a schema. Growth and memory are \
+within theirs.
 
 **An epoch on a GPU.** Little more than a third of its time is products; the rest is copies and the many small \
 operations between them.

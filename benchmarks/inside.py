@@ -2,6 +2,8 @@
 import json
 from time import perf_counter
 
+import torch
+
 from wikidpo.core.chat import end_id as end_id, load_tokenizer
 from wikidpo.core.config import UNIT, TrainConfig
 from wikidpo.core.data import PairDataset, collate as collate
@@ -24,6 +26,7 @@ SAMPLING_PARTS = (
     (ragged.SharedCache, "keep", "keeping the cache"),
     (ragged, "draw", "drawing"),
 )
+PLAIN_PARTS = ((torch.nn.Linear, "forward", "linear layers"),) # in float32, where no compiler would see the clock
 # What training does beside its steps: the reference's pass, and compiling; the third is the name of its seconds
 BESIDE_TRAINING = (
     (TrainingEngine, "reference_table", "reference_s"),
