@@ -48,10 +48,15 @@ def section(name, result):
     return lines
 
 
+def title(machine):
+    "What a machine's page is called"
+    return (machine["gpu"] or machine["cpu"]) + (", in float32" if "bf16" in machine else "")
+
+
 def page(results, first): # the way to the first page
     "The whole of a machine's README.md"
     machine = [f"{spaced(k)} {v}" for k, v in results["machine"].items() if v is not None]
-    lines = [WRITTEN, "", "# Benchmarks on one machine", ""]
+    lines = [WRITTEN, "", f"# Benchmarks: {title(results['machine'])}", ""]
     lines += [f"[The first page]({first}) says how this is measured, and how to read it.", ""]
     lines += [f"Machine: {', '.join(machine)}.", ""]
     for name, result in results["rows"].items(): lines += section(name, result)
