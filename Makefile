@@ -166,7 +166,7 @@ evidence-world: install ## measure what other mixes of SFT answers would show (a
 evidence-pairs: install ## measure the tables of lesson 05 again: whose answers, which filters; three seeds (about 15 minutes)
 	@$(BIN)/python tools/pairs_study.py
 
-bench: install ## measure speed against the original lesson's way, vLLM, transformers and TRL (more than an hour; ARGS="train": one row) into runs/benchmarks
+bench: install ## measure speed beside vLLM, transformers and TRL, into runs/benchmarks (hours; ARGS="train": one row)
 	@$(MAKE) -s teacher || echo "bench: goes on without vLLM" >&2
 	@$(MAKE) -s .venv-peers/.installed || echo "bench: goes on without transformers and TRL" >&2
 	@$(BIN)/python benchmarks/bench.py $(ARGS)

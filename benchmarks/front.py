@@ -38,18 +38,16 @@ MISSES = """\
 ## Why a target is missed
 
 **1.5 × vLLM.** Both make the same products. Without units for bfloat16 these are nearly three quarters of the time \
-(`mine-smollm2-profile`): if all the rest took none, the target would just be reached. With such units the products \
-are short, and much of a step is attention, norms and what lies between them, which wait for memory. Each block is \
-compiled, attention is made of products, a prompt is read once for its four answers, and what all prompts begin with \
-once for all.
+(`mine-smollm2-profile`): if all the rest took none, the target would just be reached. With such units they are three \
+to six tenths of it, and much of a step is attention, norms and what lies between them. There each block is compiled \
+already, a prompt is read once for its four answers, and what all prompts begin with once for all.
 
 **30 × the original lesson's way, for MiniWiki.** On the two EPYCs it is missed by less than one repeat differs from \
-the next (the pages have the lowest and the highest of five). A third of our time is linear layers, half is \
-attention, norms and what lies between them (`sample-miniwiki-profile`): small operations on many rows.
+the next (the pages have the lowest and the highest). A third of our time is linear layers, half is attention, norms \
+and what lies between them (`sample-miniwiki-profile`).
 
-**The whole lesson.** Its phases stand on the machines' pages. More than half of MiniWiki's training is products \
-(`epoch-miniwiki-profile`), of matrices too small to run at the matrix rate. In float32 the real model's lesson is \
-bound by its products, as its mining is.
+**MiniWiki's whole lesson.** Its phases stand on the machines' pages: mining and training take three quarters. More \
+than half of the training is products in float32 (`epoch-miniwiki-profile`).
 
 **Large runs.** The limits in seconds were set before every line was checked against a schema. Growth and memory are \
 within theirs.
