@@ -172,6 +172,21 @@ def test_prompts_that_begin_alike_get_the_answers_that_each_gets_alone(heads, n)
 
 
 @torch.no_grad()
+def test_prompts_are_read_some_at_a_time_with_little_padding():
+    asked = [[1 + (i + j) % 90 for j in range(4 + i // 2)] for i in range(100)]           # the shortest first
+    read, rows = [], CachedRows(MINI, 2)
+    hook = MINI.embed.register_forward_hook(lambda layer, args, out: read.append(args[0].numel()))
+    rows.add(asked)
+    hook.remove()
+    assert len(read) == 4 and sum(read) < 1.3 * sum(map(len, asked)) < .7 * 100 * len(asked[-1])
+    first = rows.logits
+    rows.append(torch.arange(200) % 90)
+    for i in (0, 31, 32, 64, 99):
+        alone = MINI(torch.tensor([asked[i] + [2 * i % 90]]))[0][0, -2:]
+        assert torch.allclose(torch.stack([first[2 * i], rows.logits[2 * i]]), alone, atol=1e-4)
+
+
+@torch.no_grad()
 def assert_drawn_by(model, prompt, row, u):
     "Each token is the one in whose share of the exact probability its uniform number falls"
     logits = model(torch.tensor([prompt + row]))[0][0, len(prompt) - 1:-1]

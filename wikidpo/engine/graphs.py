@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 
+from ..core.config import UNIT
 from .ragged import CachedRows, token_logits
 
 # %% ../../nbs/engine/graphs.ipynb #a41c0b14
@@ -22,6 +23,7 @@ def recording_stream(): return torch.cuda.Stream()                   # one for a
 class GraphedRows(CachedRows):
     "`CachedRows` on a GPU, whose step is recorded once for each layout of the cache"
     multiple, room = 8, 64
+    together = UNIT                                                   # prompts read at a time: a GPU wants them all
     crowded = .25                                                     # a finished row costs little, a new layout much
 
     def __init__(self, model, k, past=None): # as for `CachedRows`

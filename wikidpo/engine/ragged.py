@@ -6,7 +6,7 @@ Replaces `generate_cached` of [lesson 03](../lessons/03_sampling.ipynb): same ar
 
 # %% auto #0
 __all__ = ['WORTH_A_FORWARD', 'NOTHING', 'TOO_LARGE', 'SharedCache', 'each_tensor', 'stack_padded', 'attend_shared', 'grid_of',
-           'rows_of', 'common_beginning', 'causal_after', 'read_after', 'read_beginning', 'prefill_shared',
+           'rows_of', 'common_beginning', 'causal_after', 'read_after', 'read_beginning', 'read_prompts',
            'extend_shared', 'token_logits', 'RecomputedRows', 'CachedRows', 'ForSampling', 'with_rows', 'rows_for',
            'RowStates', 'fill_batch', 'sample_rows', 'prompts_that_fit', 'free_memory', 'shortest_first', 'empty_batch',
            'first_batch', 'generate_ragged', 'sample_unit']
@@ -98,14 +98,15 @@ class SharedCache:
         return partial(attend_shared, self.slot, self.row_of, self.column, kp, vp, kn, vn, self.bias)
 
 # %% ../../nbs/engine/ragged.ipynb #770ce4e8
-def each_tensor(f, *caches): # [[k, v], ...] of each layer, once or twice
+def each_tensor(f, *caches): # [[k, v], ...] of each layer, of each cache
     "f of every tensor, layer by layer"
     return [[f(*tensors) for tensors in zip(*layers)] for layers in zip(*caches)] # style: layers of tensors
 
-def stack_padded(a, b): # (P, G, T, d) each
-    "Both, one behind the other, padded to the longer T"
-    T = max(a.shape[2], b.shape[2])
-    return torch.cat([F.pad(t, (0, 0, 0, T - t.shape[2])) for t in (a, b)])
+def stack_padded(*tensors): # (P, G, T, d) each
+    "All of them, one behind the other, padded to the longest T"
+    if len(tensors) == 1: return tensors[0]
+    T = max(t.shape[2] for t in tensors)
+    return torch.cat([F.pad(t, (0, 0, 0, T - t.shape[2])) for t in tensors])
 
 # %% ../../nbs/engine/ragged.ipynb #att3nd02
 def attend_shared(slot, row_of, # (R,) each row's place in the grid of prompts x K; (P, K) the row in each place
@@ -172,14 +173,13 @@ def read_beginning(model, prompts): # GPT, lists of token ids
     return read_after(model, model.embed.weight.new_tensor([prompts[0][:n]], dtype=torch.long))[1]
 
 # %% ../../nbs/engine/ragged.ipynb #cba42ded
-def prefill_shared(model, # GPT
-                   ids, lens, # right-padded prompts (P, T) behind what they begin with, their whole lengths (P,)
-                   cache, past=None): # of `read_beginning`
-    "Put prompts into the cache; the logits (P, vocab_size) of the token after each"
+def read_prompts(model, # GPT
+                 ids, lens, # right-padded prompts (P, T) behind what they begin with, their whole lengths (P,)
+                 past=None): # of `read_beginning`
+    "(logits (P, vocab_size) of the token after each prompt, keys and values of each layer)"
     h, kv = read_after(model, ids, past)
-    cache.add(kv, lens)
     last = lens - 1 - (kv[0][0].shape[2] - ids.shape[1])
-    return model.head(h[torch.arange(len(lens), device=lens.device), last])
+    return model.head(h[torch.arange(len(lens), device=lens.device), last]), kv
 
 def extend_shared(model, ids, cache, run_block=Block.__call__): # GPT, (R,) a token for every row of the cache
     "Put one more token into each row; the logits (R, vocab_size) of the token after it"
@@ -227,6 +227,7 @@ class CachedRows:
     "Next-token logits of a ragged batch, for WikiGPT: no token computed twice, and each prompt once for its K rows"
     multiple, room = 1, 16                                            # of prompts' columns, and columns it grows by
     crowded = .75                                                     # leaving copies the cache: several at a time
+    together = 32                                                     # prompts that are read at a time
 
     def __init__(self, model, k, past=None): # k rows for each prompt; what all prompts begin with, of `read_beginning`
         self.model, self.k, self.cache = model, k, SharedCache(k, self.room)
@@ -234,11 +235,17 @@ class CachedRows:
         self.logits = model.embed.weight.new_zeros(0, model.cfg.vocab_size)
 
     def add(self, prompts): # lists of token ids
+        groups = [prompts[i:i + self.together] for i in range(0, len(prompts), self.together)]
+        logits, kv, lens = zip(*map(self.read, groups))
+        self.cache.add(each_tensor(stack_padded, *kv), torch.cat(lens))
+        self.logits = torch.cat([self.logits, torch.cat(logits).repeat_interleave(self.k, 0)])
+
+    def read(self, prompts):
+        "(logits (prompts, vocab_size) of the token after each prompt, their keys and values, their lengths)"
         ids, lens = pad_right(prompts, self.logits.device)
         more = min(-ids.shape[1] % self.multiple, self.model.cfg.block_size - ids.shape[1])
         ids = F.pad(ids, (0, more))[:, self.begin:]
-        new = prefill_shared(self.model, ids, lens, self.cache, self.past)      # (prompts, vocab_size)
-        self.logits = torch.cat([self.logits, new.repeat_interleave(self.k, 0)])
+        return *read_prompts(self.model, ids, lens, self.past), lens
 
     def append(self, tokens): # (rows,)
         self.logits = extend_shared(self.model, tokens, self.cache, self.block_for(len(tokens)))
