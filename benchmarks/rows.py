@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import torch
 
-from targets import Growth, PeakMemory, Rate, Seconds, ShareOfPeak, Target, TimesAsFast
+from targets import Growth, PartOfTime, PeakMemory, Rate, Seconds, ShareOfPeak, Target, TimesAsFast
 from wikidpo.core.model import GPTConfig
 from wikidpo.engine.accelerate import has_bf16
 
@@ -258,6 +258,7 @@ def real_training(size):
     }
 
 
+BEFORE = "d46b10a" # the commit before the work on speed with the real model
 AFTER_IMPORT = "`wikidpo lesson --profile smollm2`, after `wikidpo import smollm2` and `wikidpo prompts grounded`"
 
 
@@ -266,13 +267,15 @@ def commands(size):
     return {
         "lesson": Row(
             brief="MiniWiki: the whole lesson",
-            what="`make lesson` after installation", script="yardstick.py", who=("whole",), unit="s", rounds=1,
-            task=on("cpu") | dict(args=list(size.lesson)), targets=(Seconds(60),),
+            what=f"`make lesson` after installation; before: commit {BEFORE}", script="yardstick.py",
+            who=("whole", "before"), unit="s", rounds=1, targets=(Seconds(60),),
+            task=on("cpu") | dict(args=list(size.lesson), before=BEFORE),
             changed=("2026-11-26", "MiniWiki was another model, with other prompts")),
         "lesson-smollm2": Row(
             brief="SmolLM2: the whole lesson",
-            what=AFTER_IMPORT, script="yardstick.py", who=("whole",), unit="s", rounds=1,
-            task=on("cpu") | dict(args=list(size.real_lesson)), targets=(Seconds(900),)),
+            what=f"{AFTER_IMPORT}; before: commit {BEFORE}", script="yardstick.py", who=("whole", "before"), unit="s",
+            rounds=1, task=on("cpu") | dict(args=list(size.real_lesson), before=BEFORE),
+            targets=(Seconds(900), PartOfTime(.5, "before"))),
         "answering": Row(
             brief="commands that only answer",
             what="processor time of a command that only has to answer", script="yardstick.py", who=COMMANDS,

@@ -53,6 +53,16 @@ class Seconds(Target):
         return found.get("value") if row.unit == "s" else whole(found)
 
 
+class PartOfTime(Target):
+    "At most this part of the seconds that `who` takes, in a row whose unit is the second"
+    at_most = True
+    def words(self, row): return f"{self.goal} × the time of {CONTESTANTS[self.who].words}"
+
+    def reached(self, row, contestants, compared):
+        first, other = (contestants.get(name, {}).get("value") for name in (row.who[0], self.who))
+        return first and other and first / other
+
+
 class PeakMemory(Target):
     "Under so many GB of memory, the GPU's where the work runs there"
     at_most = True

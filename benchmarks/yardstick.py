@@ -2,7 +2,10 @@
 
 How fast this machine multiplies matrices and reads memory, how long the whole lesson takes, and how much processor
 time a command that only has to answer."""
+import atexit
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,17 +48,28 @@ def memory(task):
     return run
 
 
-def lesson(task):
+def lesson(task, tree=ROOT): # where the package lies that is to run
     "The whole lesson; seconds, and those of its phases"
     def run():
         with tempfile.TemporaryDirectory() as out:
             start = perf_counter()
-            command = [sys.executable, "-c", WIKIDPO, "lesson", "--out", f"{out}/run", *task["args"]]
-            subprocess.run(command, check=True, stdout=sys.stderr, cwd=ROOT) # a profile names files from there
+            command = [sys.executable, "-P", "-c", WIKIDPO, "lesson", "--out", f"{out}/run", *task["args"]]
+            subprocess.run(command, check=True, stdout=sys.stderr, cwd=ROOT, # a profile names files from there
+                           env=os.environ | {"PYTHONPATH": str(tree)})
             seconds = perf_counter() - start
             summary = json.loads(Path(out, "run", "summary.json").read_text())
             return seconds, {f"{phase}_s": float(summary[phase]["seconds"]) for phase in PHASES}
     return run
+
+
+def lesson_before(task):
+    "The same with the package as it was at a commit"
+    tree = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, tree)
+    archive = subprocess.run(["git", "-C", ROOT, "archive", task["before"], "wikidpo"], capture_output=True)
+    if archive.returncode: raise RuntimeError(f"this clone has no commit {task['before']}")
+    subprocess.run(["tar", "-x", "-C", tree], input=archive.stdout, check=True)
+    return lesson(task, tree)
 
 
 def processor_time():
@@ -84,6 +98,7 @@ CONTESTANTS = {
     "bfloat16": product("bfloat16"),
     "memory": memory,
     "whole": lesson,
+    "before": lesson_before,
     "help": answering(WIKIDPO, "--help"),
     "train-help": answering(WIKIDPO, "train", "--help"),
     "refused": answering(WIKIDPO, "train", "--lr", "x", refused=True),

@@ -1,6 +1,7 @@
 "`make bench` on a model for a test: every contestant does the work for real, and one that is missing is reported"
 import json
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ import material
 from contestants import CONTESTANTS, ENVS, ROOT
 from page import page
 from rows import SHAPES, Row, flop, table
-from targets import Seconds, ShareOfPeak, TimesAsFast, compare, judge, number, verdict
+from targets import PartOfTime, Seconds, ShareOfPeak, TimesAsFast, compare, judge, number, verdict
 from worker import with_best_batch
 
 
@@ -145,6 +146,34 @@ def test_verdicts():
         ("90 s", "missed: 91"),
         ("40% of the matrix rate", "did not run"),
     ]
+    half = PartOfTime(.5, "before")
+    row = Row("", "", {}, ("whole", "before"), "s", (half,))
+    assert half.words(row) == "0.5 × the time of this project before it was made fast"
+    for seconds, answer in ((50., "reached: 0.5"), (60., "missed: 0.6")):
+        found = {"whole": {"value": seconds}, "before": {"value": 100.}}
+        assert verdict(half, row, found, compare(row, found, None)) == answer
+    alone = {"whole": {"value": 50.}, "before": {"did_not_run": "this clone has no commit d46b10a"}}
+    assert verdict(half, row, alone, compare(row, alone, None)) == "did not run"
+
+
+def test_the_lesson_of_an_earlier_commit_runs_its_own_package(monkeypatch, tmp_path):
+    import yardstick
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path)]
+    (tmp_path/"wikidpo").mkdir()
+    phases = {phase: {"seconds": 1} for phase in yardstick.PHASES}
+    package = ("import json, pathlib, sys\n\n"
+               "def main():\n"
+               "    out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
+               "    out.mkdir()\n"
+               f"    (out/'summary.json').write_text({json.dumps(json.dumps(phases))})\n")
+    (tmp_path/"wikidpo"/"cli.py").write_text(package)
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "early"]): subprocess.run(git + words, check=True)
+    (tmp_path/"wikidpo"/"cli.py").write_text("def main(): raise SystemExit('the package of today')\n")
+    monkeypatch.setattr(yardstick, "ROOT", tmp_path)
+    seconds, found = yardstick.lesson_before({"args": [], "before": "HEAD"})()
+    assert seconds > 0 and found == dict.fromkeys(("mine_s", "train_s", "judge_s"), 1.)
+    with pytest.raises(RuntimeError, match="this clone has no commit abcdef0"):
+        yardstick.lesson_before({"args": [], "before": "abcdef0"})
 
 
 def test_a_contestant_that_has_ended_is_told_by_its_last_words():

@@ -6,7 +6,7 @@ Replaces `generate_cached` of [lesson 03](../lessons/03_sampling.ipynb): same ar
 
 # %% auto #0
 __all__ = ['WORTH_A_FORWARD', 'NOTHING', 'TOO_LARGE', 'SharedCache', 'each_tensor', 'stack_padded', 'attend_shared', 'grid_of',
-           'rows_of', 'common_beginning', 'causal_after', 'read_after', 'read_beginning', 'read_prompts',
+           'rows_of', 'common_beginning', 'causal_after', 'read_after', 'read_beginning', 'prefill_prompts',
            'extend_shared', 'token_logits', 'RecomputedRows', 'CachedRows', 'ForSampling', 'with_rows', 'rows_for',
            'RowStates', 'fill_batch', 'sample_rows', 'prompts_that_fit', 'free_memory', 'shortest_first', 'empty_batch',
            'first_batch', 'generate_ragged', 'sample_unit']
@@ -173,7 +173,7 @@ def read_beginning(model, prompts): # GPT, lists of token ids
     return read_after(model, model.embed.weight.new_tensor([prompts[0][:n]], dtype=torch.long))[1]
 
 # %% ../../nbs/engine/ragged.ipynb #cba42ded
-def read_prompts(model, # GPT
+def prefill_prompts(model, # GPT
                  ids, lens, # right-padded prompts (P, T) behind what they begin with, their whole lengths (P,)
                  past=None): # of `read_beginning`
     "(logits (P, vocab_size) of the token after each prompt, keys and values of each layer)"
@@ -245,7 +245,7 @@ class CachedRows:
         ids, lens = pad_right(prompts, self.logits.device)
         more = min(-ids.shape[1] % self.multiple, self.model.cfg.block_size - ids.shape[1])
         ids = F.pad(ids, (0, more))[:, self.begin:]
-        return *read_prompts(self.model, ids, lens, self.past), lens
+        return *prefill_prompts(self.model, ids, lens, self.past), lens
 
     def append(self, tokens): # (rows,)
         self.logits = extend_shared(self.model, tokens, self.cache, self.block_for(len(tokens)))
