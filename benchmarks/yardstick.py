@@ -48,14 +48,18 @@ def memory(task):
     return run
 
 
-def lesson(task, tree=ROOT): # where the package lies that is to run
+def wikidpo(tree, *words):
+    "The command with the package that lies in a folder, run there: a profile names files from where it runs"
+    subprocess.run([sys.executable, "-P", "-c", WIKIDPO, *words], check=True, stdout=sys.stderr, cwd=tree,
+                   env=os.environ | {"PYTHONPATH": str(tree)})
+
+
+def lesson(task, tree=ROOT): # where the package lies
     "The whole lesson; seconds, and those of its phases"
     def run():
         with tempfile.TemporaryDirectory() as out:
             start = perf_counter()
-            command = [sys.executable, "-P", "-c", WIKIDPO, "lesson", "--out", f"{out}/run", *task["args"]]
-            subprocess.run(command, check=True, stdout=sys.stderr, cwd=ROOT, # a profile names files from there
-                           env=os.environ | {"PYTHONPATH": str(tree)})
+            wikidpo(tree, "lesson", "--out", f"{out}/run", *task["args"])
             seconds = perf_counter() - start
             summary = json.loads(Path(out, "run", "summary.json").read_text())
             return seconds, {f"{phase}_s": float(summary[phase]["seconds"]) for phase in PHASES}
@@ -63,12 +67,13 @@ def lesson(task, tree=ROOT): # where the package lies that is to run
 
 
 def lesson_before(task):
-    "The same with the package as it was at a commit"
+    "The same with the package as it was at a commit, which makes its own files first"
     tree = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, tree)
     archive = subprocess.run(["git", "-C", ROOT, "archive", task["before"], "wikidpo"], capture_output=True)
     if archive.returncode: raise RuntimeError(f"this clone has no commit {task['before']}")
     subprocess.run(["tar", "-x", "-C", tree], input=archive.stdout, check=True)
+    for words in task.get("first", []): wikidpo(tree, *words)
     return lesson(task, tree)
 
 

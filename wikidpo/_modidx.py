@@ -125,6 +125,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'wikidpo.core.files._can_be_written': ('core/files.html#_can_be_written', 'wikidpo/core/files.py'),
                                     'wikidpo.core.files._decoded': ('core/files.html#_decoded', 'wikidpo/core/files.py'),
                                     'wikidpo.core.files._fault': ('core/files.html#_fault', 'wikidpo/core/files.py'),
+                                    'wikidpo.core.files._from_json': ('core/files.html#_from_json', 'wikidpo/core/files.py'),
                                     'wikidpo.core.files._lines': ('core/files.html#_lines', 'wikidpo/core/files.py'),
                                     'wikidpo.core.files._parsed': ('core/files.html#_parsed', 'wikidpo/core/files.py'),
                                     'wikidpo.core.files._reading': ('core/files.html#_reading', 'wikidpo/core/files.py'),

@@ -9,6 +9,7 @@ __all__ = ['DEEP', 'quoted', 'UserError', 'read_text', 'parse_json', 'each_line'
 # %% ../../nbs/core/files.ipynb #ec12a84e
 import gc, json
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 # %% ../../nbs/core/files.ipynb #e26cf7b2
@@ -100,8 +101,12 @@ def _lines(path):
 # %% ../../nbs/core/files.ipynb #d0c0a008
 def parse_line(data:bytes):
     "What a good line says; the names of its fields are shared with other lines"
+    return _from_json()(data, cache_strings="keys")
+
+@cache
+def _from_json():
     from pydantic_core import from_json # here: who imports core needs no more than torch
-    return from_json(data, cache_strings="keys")
+    return from_json
 
 def _parsed(line, where):
     "What a line says that may be a bad one"

@@ -332,7 +332,7 @@ def misfit(error:ValidationError)->str:
 
 def fits(kind): # what stands in a line, such as `Pair`
     "A check for `read_jsonl`: row -> what does not fit, or None"
-    validate = TypeAdapter(kind).validate_python
+    validate = TypeAdapter(kind).validator.validate_python
     def check(row):
         try: validate(row)
         except ValidationError as e: return misfit(e)
