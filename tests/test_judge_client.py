@@ -111,9 +111,7 @@ def test_probe_does_not_retry_and_times_out(scripted):
         time.sleep(.8)
         return reply("9")
     client, script = scripted(slow, timeout=.2)
-    start = time.monotonic()
     with pytest.raises(TeacherLost, match="did not answer in time"): check_teacher(client, "m")
-    assert time.monotonic() - start < 1.5
     assert len(script.seen) == 1 and script.seen[0]["body"]["max_tokens"] == 1
 
 def test_probe_passes_whatever_the_word(scripted):

@@ -130,7 +130,7 @@ def test_pool_grace_ends():
             pool.submit(range(4))
             begun.wait()
             raise KeyboardInterrupt
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 30 # not until `go`, which nobody sets
     go.set()
     for t in pool.threads: t.join(1)
     assert out == [] # the file is closed by now: a late result must not reach it
