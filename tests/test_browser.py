@@ -618,7 +618,7 @@ TIME_TO_CHANGE = """(e, where) => { // from the next input to the next change of
 
 
 def test_ten_thousand_pairs(attack): # style: one walk through a page
-    "Each action shows one page of what passes, and costs the kernel less than half of looking at all pairs anew"
+    "An action shows one page of what passes; six cost the kernel less than half of six looks at all pairs"
     w = attack.get_by_role("region", name="Pair inspector").nth(1)
     w.scroll_into_view_if_needed()
     search, by_label = w.get_by_label("search"), w.get_by_label
