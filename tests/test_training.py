@@ -336,6 +336,20 @@ def test_the_watched_pairs_are_computed_twice(files, data):
         assert torch.allclose(torch.tensor(first[name])[:8], want.float(), atol=1e-3), name
 
 
+def test_a_look_reads_pairs_of_about_one_length_together(data):
+    "A forward is as wide as its longest pair; what is found stands in the order that was asked for"
+    asked = [7, 3, 30, 12, 21, 40, 1]
+    scoring = Scoring(MINI, freeze(MINI), training_parts(MINI, "fp32"))
+    watched = Watched(replace(BASE, batch_size=2), scoring, data, asked, 12)
+    def length(i): return len(data.rows[i][0]) + max(map(len, data.rows[i][1:]))
+    lengths = [list(map(length, group)) for group in watched.groups]
+    assert sorted(sum(watched.groups, [])) == sorted(asked)
+    assert all(max(short) <= min(long) for short, long in zip(lengths, lengths[1:]))
+    def logps(prompt, *sides): return [by_definition(MINI, prompt, side) for side in sides]
+    want = torch.tensor([logps(*data.rows[i]) for i in asked])
+    assert torch.allclose(watched.ref_logps, want.float(), atol=1e-3)
+
+
 def test_a_watcher_that_goes_on_writes_no_step_twice(data, tmp_path):
     "The margins are those of the models as they are: none at the start, then what the policy has moved"
     policy, ref = copy.deepcopy(MINI), freeze(MINI)

@@ -20,7 +20,7 @@ from ..core.config import loss_options
 from ..core.files import quoted, UserError
 from ..core.logps import full_logits
 from ..core.loss import pair_loss, PairLogps
-from ..core.train import freeze, step_schedule, train_dpo
+from ..core.train import freeze, micro_batches, step_schedule, train_dpo
 from ..engine.accelerate import accelerate, pick_device, training_parts
 from ..engine.distributed import exit_distributed, init_distributed, on_rank_zero, rank, world_size
 from ..engine.reference_cache import logps_table
@@ -40,7 +40,7 @@ class Watched:
     def __init__(self, cfg, scoring, dataset, pairs, steps): # their numbers in the dataset; steps of the whole run
         self.scoring, self.dataset = scoring, dataset
         self.pairs, self.steps, self.every = list(pairs), steps, cfg.eval_every or -(-steps // 12)
-        self.groups = [self.pairs[k:k + cfg.batch_size] for k in range(0, len(self.pairs), cfg.batch_size)]
+        self.groups = micro_batches(dataset, self.pairs, cfg.batch_size)
         self.ref_logps = self.logps(scoring.ref)                      # (pairs, 2)
 
     def is_due(self, step): return step % self.every == 0 or step == self.steps
