@@ -37,26 +37,31 @@ LEGEND = """\
 MISSES = """\
 ## Why a target is missed
 
-**1.5 × vLLM.** Both make the same products. Without units for bfloat16 these are nearly three quarters of the time \
-(`mine-smollm2-profile`): if all the rest took none, the target would just be reached. With such units they are three \
-to six tenths of it, and much of a step is attention, norms and what lies between them. There each block is compiled \
-already, a prompt is read once for its four answers, and what all prompts begin with once for all.
+**1.5 × vLLM.** Both make the same products. On both EPYCs these are nearly three quarters of the time \
+(`mine-smollm2-profile`): if all the rest took none, the target would just be reached in float32, and just be missed \
+in bfloat16. On the Xeon they are little more than half of it. Much of the rest is attention, norms and what lies \
+between them; with units for bfloat16 each block is compiled already, a prompt is read once for its four answers, and \
+what all prompts begin with once for all.
 
 **30 × the original lesson's way, for MiniWiki.** On the two EPYCs it is missed by less than one repeat differs from \
-the next (the pages have the lowest and the highest). A third of our time is linear layers, half is attention, norms \
-and what lies between them (`sample-miniwiki-profile`).
+the next (the pages have the lowest and the highest). More than a third of our time is linear layers, nearly half is \
+attention, norms and what lies between them (`sample-miniwiki-profile`).
 
-**Half the time of the real model's lesson.** It was measured in float32 alone, where it takes three quarters of what \
-it took. Products are most of it: of mining (`mine-smollm2-profile`) and of a step of training \
-(`step-smollm2-profile`). What was saved is a third of mining, three tenths of judging and an eighth of training.
+**Half the time of the real model's lesson.** It takes four fifths of what it took where the processor has units for \
+bfloat16, three quarters in float32. Products are most of it: of mining (`mine-smollm2-profile`) and of a step of \
+training (`step-smollm2-profile`). By these shares it would still be more than half \
+if all else took no time. What was saved is a \
+quarter of mining and of judging and a seventh of training; in float32 a third of mining, three tenths of judging and \
+an eighth of training.
 
-**3 × TRL, for a step of the real model.** It is reached on the Xeon, and missed in float32. There products \
-are three quarters of our step (`step-smollm2-profile`): 3 would be reached if what lies between them took well under \
-half of its time.
+**3 × TRL, for a step of the real model.** It is reached with units for bfloat16, and missed in float32. There \
+products are three quarters of our step (`step-smollm2-profile`): 3 would be reached if what lies between them took \
+well under half of its time.
 
-**MiniWiki's whole lesson.** Its phases stand on the machines' pages: mining and training take three quarters. More \
-than half of the training is products in float32 (`epoch-miniwiki-profile`). Without units for bfloat16, a quarter of \
-mining was saved, and training takes a tenth longer than before the work on speed.
+**MiniWiki's whole lesson.** Its phases stand on the machines' pages: mining and training take about three quarters. \
+More than half of the training is products in float32 (`epoch-miniwiki-profile`). It takes as long as before the work \
+on speed on one EPYC, a tenth longer on the other; PyTorch's compiler, which was imported when a command starts, is \
+now imported when a training does, and counts there. Of mining a third is saved on the first, a quarter on the other.
 
 **Large runs.** The limits in seconds were set before every line was checked against a schema. Growth and memory are \
 within theirs.
