@@ -100,7 +100,7 @@ def sampling_parts(model, # GPT, or any model(ids, targets) -> (logits, loss)
     on_cpu, ours = device == "cpu", isinstance(model, GPT)
     if precision == "auto" and not large: precision = "fp32"
     precision = pick_precision(precision, device) if ours else "fp32"
-    pays = has_bf16("cpu") if precision == "bf16" else large
+    pays = precision == "fp32" or has_bf16("cpu")
     packed = ours and on_cpu and pays and torch.backends.mkldnn.is_available()
     return SamplingParts(
         precision=precision,
