@@ -43,9 +43,10 @@ in bfloat16. On the Xeon they are little more than half of it. Much of the rest 
 between them; with units for bfloat16 each block is compiled already, a prompt is read once for its four answers, and \
 what all prompts begin with once for all.
 
-**30 × the original lesson's way, for MiniWiki.** On the two EPYCs it is missed by less than one repeat differs from \
-the next (the pages have the lowest and the highest). More than a third of our time is linear layers, nearly half is \
-attention, norms and what lies between them (`sample-miniwiki-profile`).
+**30 × the original lesson's way, for MiniWiki.** It is reached on one EPYC. On the other it was missed by less than \
+one repeat differs from the next (its page has the lowest and the highest), before the weights of a small model were \
+packed for sampling. More than a third of our time is linear layers, four tenths and more are attention, norms and \
+what lies between them (`sample-miniwiki-profile`).
 
 **Half the time of the real model's lesson.** It takes four fifths of what it took where the processor has units for \
 bfloat16, three quarters in float32. Products are most of it: of mining (`mine-smollm2-profile`) and of a step of \
@@ -59,9 +60,10 @@ products are three quarters of our step (`step-smollm2-profile`): 3 would be rea
 well under half of its time.
 
 **MiniWiki's whole lesson.** Its phases stand on the machines' pages: mining and training take about three quarters. \
-More than half of the training is products in float32 (`epoch-miniwiki-profile`). It takes as long as before the work \
-on speed on one EPYC, a tenth longer on the other; PyTorch's compiler, which was imported when a command starts, is \
-now imported when a training does, and counts there. Of mining a third is saved on the first, a quarter on the other.
+More than half of the training is products in float32 (`epoch-miniwiki-profile`). It takes hardly less than before \
+the work on speed on one EPYC, a tenth longer on the other; PyTorch's compiler, which was imported when a command \
+starts, is now imported when a training does, and counts there. Of mining a third is saved on the first, a quarter on \
+the other.
 
 **Large runs.** The limits in seconds were set before every line was checked against a schema. Growth and memory are \
 within theirs.
