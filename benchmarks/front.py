@@ -50,20 +50,19 @@ what lies between them (`sample-miniwiki-profile`).
 
 **Half the time of the real model's lesson.** It takes four fifths of what it took where the processor has units for \
 bfloat16, three quarters in float32. Products are most of it: of mining (`mine-smollm2-profile`) and of a step of \
-training (`step-smollm2-profile`). By these shares it would still be more than half \
-if all else took no time. What was saved is a \
-quarter of mining and of judging and a seventh of training; in float32 a third of mining, three tenths of judging and \
-an eighth of training.
+training (`step-smollm2-profile`). By these shares it would still be more than half if all else took no time. What \
+was saved is a quarter of mining and of judging and a seventh of training; in float32 a third of mining, three tenths \
+of judging and an eighth of training.
 
 **3 × TRL, for a step of the real model.** It is reached with units for bfloat16, and missed in float32. There \
 products are three quarters of our step (`step-smollm2-profile`): 3 would be reached if what lies between them took \
 well under half of its time.
 
 **MiniWiki's whole lesson.** Its phases stand on the machines' pages: mining and training take about three quarters. \
-More than half of the training is products in float32 (`epoch-miniwiki-profile`). It takes hardly less than before \
-the work on speed on one EPYC, a tenth longer on the other; PyTorch's compiler, which was imported when a command \
-starts, is now imported when a training does, and counts there. Of mining a third is saved on the first, a quarter on \
-the other.
+More than half of the training is products in float32 (`epoch-miniwiki-profile`). Training takes hardly less than \
+before the work on speed on one EPYC, a tenth longer on the other; PyTorch's compiler, which was imported when a \
+command starts, is now imported when a training does, and counts there. Of mining a third is saved on the first, a \
+quarter on the other.
 
 **Large runs.** The limits in seconds were set before every line was checked against a schema. Growth and memory are \
 within theirs.
